@@ -1,0 +1,188 @@
+//! The seam between scheduling and computing.
+//!
+//! Everything above plans steps; everything below computes them. The traits are small and object safe,
+//! and [`Done`] may fire inline (a CPU engine) or later from another thread (a child process, a device
+//! queue, a remote rank), so the seam does not change when such engines arrive.
+
+use std::fmt;
+use std::sync::Arc;
+
+use quadrant_types::{CoreSet, LaneId, ModelId, ModelSpec, RequestId, StepId, Tensor, Time};
+
+/// A loaded model. Its weights are shared by all its runners where the engine can.
+pub trait Model: Send + Sync {
+    /// What it takes and gives.
+    fn spec(&self) -> &ModelSpec;
+
+    /// What it occupies.
+    fn footprint(&self) -> Footprint;
+
+    /// What a lane needs to run it, with as many threads as the lane has cores.
+    ///
+    /// # Errors
+    /// [`EngineError`] if the engine cannot prepare itself for this lane.
+    fn runner(&self, lane: &LaneSpec) -> Result<Box<dyn Runner>, EngineError>;
+}
+
+/// Runs the steps of one model on one lane, from the lane's own thread.
+pub trait Runner: Send {
+    /// Computes `work` and fires `done` exactly once, now or later. A `done` that is dropped instead
+    /// reports a failure, so a request is never lost.
+    fn submit(&mut self, work: StepWork, done: Done);
+
+    /// Takes a step back that was submitted and has not begun; its `done` fires with
+    /// [`EngineError::Revoked`]. An engine that begins at once, as on a CPU, has nothing to take back.
+    fn revoke(&mut self, _step: StepId) {}
+}
+
+/// The bytes a model occupies while it is loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Footprint {
+    /// Bytes of weights, as far as the engine knows.
+    pub weights_bytes: u64,
+}
+
+/// Which lane: its cores and its scheduling class, fixed when it starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LaneSpec {
+    /// Its number.
+    pub id: LaneId,
+    /// The cores it may use; as many threads compute a step.
+    pub cores: CoreSet,
+    /// How the operating system treats its threads.
+    pub class: SchedulingClass,
+}
+
+/// How the operating system treats the threads of a lane. Never above the shell's own, so nothing needs
+/// root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SchedulingClass {
+    /// Somebody waits for it: nice +5, under the shell's sockets and timers.
+    Urgent,
+    /// Only when nothing else wants the core: `SCHED_IDLE`.
+    Idle,
+}
+
+/// One batch, ready to compute.
+#[derive(Clone, Debug)]
+pub struct StepWork {
+    /// Its number, for [`Runner::revoke`].
+    pub step: StepId,
+    /// One tensor for each input of the model, in the model's order.
+    pub inputs: Vec<Tensor>,
+    /// Which outputs are wanted, as indices into the model's outputs, in the order they are wanted.
+    pub outputs: Arc<[usize]>,
+}
+
+/// The wanted outputs, in the order they were asked for.
+pub type StepResult = Result<Vec<Tensor>, EngineError>;
+
+/// Fires once with the result of a step.
+pub struct Done(Option<Box<dyn FnOnce(StepResult) + Send>>);
+
+impl Done {
+    /// Calls `then` with the result.
+    pub fn new(then: impl FnOnce(StepResult) + Send + 'static) -> Self {
+        Self(Some(Box::new(then)))
+    }
+
+    /// Reports the result.
+    pub fn fire(mut self, result: StepResult) {
+        if let Some(then) = self.0.take() {
+            then(result);
+        }
+    }
+}
+
+impl Drop for Done {
+    /// A step whose engine forgot it, or panicked, still ends.
+    fn drop(&mut self) {
+        if let Some(then) = self.0.take() {
+            then(Err(EngineError::Panicked("the engine gave no result".into())));
+        }
+    }
+}
+
+impl fmt::Debug for Done {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Done")
+    }
+}
+
+/// Why an engine did not do as asked. Split where the caller acts differently.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EngineError {
+    /// The model file cannot be served; the text says why, for a person.
+    #[error("{0}")]
+    Load(String),
+    /// The engine refused these inputs: an index out of range, shapes that do not fit each other.
+    #[error("the model cannot run this input: {0}")]
+    Input(String),
+    /// The engine could not get the memory it needed.
+    #[error("out of memory: {0}")]
+    OutOfMemory(String),
+    /// The engine panicked or lost the step.
+    #[error("the engine failed: {0}")]
+    Panicked(String),
+    /// The step was taken back before it began.
+    #[error("the step was revoked")]
+    Revoked,
+}
+
+/// What a lane is asked to run: the parts of one batch, not yet gathered.
+#[derive(Clone, Debug)]
+pub struct LaneWork {
+    /// The step's number.
+    pub step: StepId,
+    /// The model, whose runner was installed on the lane.
+    pub model: ModelId,
+    /// The requests of the batch. More than one only for a model that batches along its first dimension.
+    pub parts: Vec<Part>,
+    /// Which outputs are wanted; the same for all parts.
+    pub outputs: Arc<[usize]>,
+}
+
+/// One request's share of a step.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// Whose it is.
+    pub request: RequestId,
+    /// Rows along the first dimension.
+    pub rows: usize,
+    /// One tensor for each input of the model, in the model's order.
+    pub inputs: Arc<[Tensor]>,
+}
+
+/// One request's share of the outputs, in the order asked for.
+#[derive(Clone, Debug)]
+pub struct PartOutputs {
+    /// Whose it is.
+    pub request: RequestId,
+    /// The wanted outputs.
+    pub outputs: Vec<Tensor>,
+}
+
+/// How a step ended on its lane, with the time of every stage.
+#[derive(Clone, Debug)]
+pub struct LaneReport {
+    /// Which step.
+    pub step: StepId,
+    /// Which lane.
+    pub lane: LaneId,
+    /// The lane took the step up.
+    pub began: Time,
+    /// The batch was gathered.
+    pub gathered: Time,
+    /// The engine was done.
+    pub computed: Time,
+    /// The outputs were cut apart.
+    pub scattered: Time,
+    /// Each part's outputs, in the order of the parts; or why the whole step failed.
+    pub result: Result<Vec<PartOutputs>, EngineError>,
+}
+
+/// Receives the reports of all lanes, on the lanes' threads. Must not block.
+pub trait LaneSink: Send + Sync {
+    /// A step ended.
+    fn report(&self, report: LaneReport);
+}

@@ -1,0 +1,12 @@
+//! The engines behind one interface, and the lanes that run them.
+//!
+//! A [`Model`] is a loaded set of weights; a [`Runner`] is what one lane needs to run it; a [`Lane`] is a
+//! named thread that runs one step at a time. Nothing here knows of tenants, deadlines or HTTP: a lane
+//! gathers the parts of a step into one batch, submits it, cuts the outputs apart again, and reports.
+
+mod api;
+
+pub use api::{
+    Done, EngineError, Footprint, LaneReport, LaneSink, LaneSpec, LaneWork, Model, Part, PartOutputs, Runner,
+    SchedulingClass, StepResult, StepWork,
+};

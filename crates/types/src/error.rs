@@ -1,0 +1,132 @@
+//! The one closed set of error codes, and the error that reaches a client.
+//!
+//! Each code says whose fault it is and whether to try again. The mapping to HTTP and gRPC is in
+//! `server`, once; the mapping to metric labels is here, once.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::time::Duration;
+
+/// Whose fault an error is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The request itself; sending it again unchanged fails again.
+    Client,
+    /// Load, limits or time; the same request may succeed later.
+    Capacity,
+    /// Us, or the engine.
+    Server,
+}
+
+/// Why a request had no answer. Closed: every producer and every protocol covers all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ErrorCode {
+    /// Malformed, or does not fit the model.
+    InvalidArgument,
+    /// No such model, version or path.
+    NotFound,
+    /// The request or its answer is above a size limit.
+    TooLarge,
+    /// Well-formed, but asks for something this server does not do.
+    Unsupported,
+    /// A queue or a budget is full.
+    ResourceExhausted,
+    /// The model or the server is not ready, or is draining.
+    Unavailable,
+    /// The request's time ran out before its answer was ready.
+    DeadlineExceeded,
+    /// The client left.
+    Cancelled,
+    /// The engine failed, or a bug.
+    Internal,
+}
+
+impl ErrorCode {
+    /// Every code, for tables and metrics.
+    pub const ALL: [Self; 9] = [
+        Self::InvalidArgument,
+        Self::NotFound,
+        Self::TooLarge,
+        Self::Unsupported,
+        Self::ResourceExhausted,
+        Self::Unavailable,
+        Self::DeadlineExceeded,
+        Self::Cancelled,
+        Self::Internal,
+    ];
+
+    /// The machine-readable name, as in logs and metric labels.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::InvalidArgument => "invalid_argument",
+            Self::NotFound => "not_found",
+            Self::TooLarge => "too_large",
+            Self::Unsupported => "unsupported",
+            Self::ResourceExhausted => "resource_exhausted",
+            Self::Unavailable => "unavailable",
+            Self::DeadlineExceeded => "deadline_exceeded",
+            Self::Cancelled => "cancelled",
+            Self::Internal => "internal",
+        }
+    }
+
+    /// Whose fault it is.
+    pub const fn fault(self) -> Fault {
+        match self {
+            Self::InvalidArgument | Self::NotFound | Self::TooLarge | Self::Unsupported | Self::Cancelled => {
+                Fault::Client
+            }
+            Self::ResourceExhausted | Self::Unavailable | Self::DeadlineExceeded => Fault::Capacity,
+            Self::Internal => Fault::Server,
+        }
+    }
+}
+
+/// An error as the client sees it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct Error {
+    /// What kind of error it is.
+    pub code: ErrorCode,
+    /// What went wrong, with values, and what to do next.
+    pub message: Cow<'static, str>,
+    /// How long to wait before trying again, where that is known.
+    pub retry_after: Option<Duration>,
+}
+
+impl Error {
+    /// An error with this code and message.
+    pub fn new(code: ErrorCode, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { code, message: message.into(), retry_after: None }
+    }
+
+    /// Shorthand for the most common case: the client's mistake.
+    pub fn invalid(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(ErrorCode::InvalidArgument, message)
+    }
+
+    /// The same error with a hint when to try again.
+    #[must_use]
+    pub fn retry_after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait);
+        self
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique() {
+        let mut names: Vec<_> = ErrorCode::ALL.iter().map(|code| code.name()).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), ErrorCode::ALL.len());
+    }
+}

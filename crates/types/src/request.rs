@@ -1,0 +1,86 @@
+//! What the scheduler knows of a request: who, when, how urgent, how much work. Never the payload.
+
+use std::time::Duration;
+
+use crate::{Error, ModelId, RequestId, ShapeId, Time};
+
+/// How important a request is. Lower is more important, as in Triton, where 1 is the highest level.
+/// The default level lies in the middle, so that a client can ask for less as well as for more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Priority(pub u32);
+
+impl Default for Priority {
+    fn default() -> Self {
+        Self(1_000)
+    }
+}
+
+/// When the answer is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Objective {
+    /// Whenever there is time, within the server's longest wait.
+    BestEffort,
+    /// Of use only until this time.
+    EndBy(Time),
+}
+
+/// How much there is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// One pass through a model.
+    Once {
+        /// Rows along the batch dimension; 1 for a model that does not batch.
+        rows: u32,
+        /// What must be equal for this request to share a batch.
+        shape: ShapeId,
+        /// Size of the inputs.
+        bytes_in: u64,
+    },
+}
+
+/// A request as the scheduler sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Who it is.
+    pub id: RequestId,
+    /// Which model it asks for.
+    pub model: ModelId,
+    /// How important it is.
+    pub priority: Priority,
+    /// When its last byte arrived.
+    pub arrived: Time,
+    /// When its answer is wanted.
+    pub objective: Objective,
+    /// How much there is to do.
+    pub work: Work,
+}
+
+/// How a request ended. Every accepted request has exactly one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// All chunks of its answer were produced.
+    Completed,
+    /// It was refused, expired, failed, or was cancelled; the code says which.
+    Failed(Error),
+}
+
+/// When each stage of a request began, for "where did the time go".
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timing {
+    /// The last byte of the request was here.
+    pub arrived: Time,
+    /// Parsed, checked and handed to the scheduler.
+    pub submitted: Time,
+    /// Its lane began on the step.
+    pub began: Time,
+    /// Its inputs were gathered into one batch.
+    pub gathered: Time,
+    /// The engine was done.
+    pub computed: Time,
+    /// Its rows were cut out of the batch's outputs.
+    pub scattered: Time,
+    /// Rows in the step, its own included.
+    pub batch_rows: u32,
+    /// The predicted time of the step.
+    pub predicted: Duration,
+}
