@@ -5,8 +5,21 @@
 //! gathers the parts of a step into one batch, submits it, cuts the outputs apart again, and reports.
 
 mod api;
+mod batch;
+mod emulated;
+mod file_window;
+mod lane;
+mod load;
+mod onnx;
+mod ort_engine;
+mod panics;
+mod spawn;
 
 pub use api::{
     Done, EngineError, Footprint, LaneReport, LaneSink, LaneSpec, LaneWork, Model, Part, PartOutputs, Runner,
     SchedulingClass, StepResult, StepWork,
 };
+pub use lane::{Lane, Refusal, Refused};
+pub use load::{EngineKind, Engines, ModelSource, load};
+pub use onnx::OnnxHeader;
+pub use ort_engine::OnnxRuntime;

@@ -1,1 +1,12 @@
-//! Placeholder.
+//! What the rest of Quadrant must not do itself because it takes `unsafe`: system calls for cores and
+//! scheduling classes, the process's resident set, and the C interface of ONNX Runtime.
+//!
+//! Every function here is safe to call; the reasons are written at each `unsafe` block. Linux is the
+//! target. Elsewhere the scheduling calls do nothing, so that the workspace still builds and runs.
+
+mod memory;
+pub mod onnx_runtime;
+mod threads;
+
+pub use memory::resident_bytes;
+pub use threads::{allowed_cores, confine_thread, idle_thread, lower_thread_priority};

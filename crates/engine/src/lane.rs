@@ -1,0 +1,236 @@
+//! A lane: one named thread on its own cores that runs one step at a time.
+//!
+//! It owns the runners of the models installed on it, so nothing is shared while a step runs. Commands
+//! come through a bounded channel; each step is reported to the sink exactly once, also when the engine
+//! panics, forgets the step, or the lane stops before it got to it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use quadrant_types::{Clock, LaneId, ModelId, RequestId, StepId, Time};
+use smallvec::SmallVec;
+
+use crate::batch;
+use crate::spawn::{self, ThreadSpec};
+use crate::{Done, EngineError, LaneReport, LaneSink, LaneSpec, LaneWork, Runner, StepResult, StepWork};
+
+/// How long a dropped lane may take to end before its thread is left behind.
+const DROP_GRACE: Duration = Duration::from_secs(1);
+
+/// A running lane. Dropping it stops it.
+pub struct Lane {
+    spec: LaneSpec,
+    commands: Option<SyncSender<Command>>,
+    shared: Arc<Shared>,
+    /// Disconnects when the thread ends.
+    ended: Receiver<()>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Why a lane did not take a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Its channel is full: it was given more than its capacity while a step runs.
+    #[error("the lane is full")]
+    Full,
+    /// It is stopping.
+    #[error("the lane has stopped")]
+    Stopped,
+}
+
+/// What a lane did not take, with the reason.
+#[derive(Debug)]
+pub struct Refused<T> {
+    /// Why.
+    pub reason: Refusal,
+    /// What was to be handed over.
+    pub returned: T,
+}
+
+enum Command {
+    Install(ModelId, Box<dyn Runner>),
+    Remove(ModelId),
+    Run(LaneWork),
+}
+
+struct Shared {
+    id: LaneId,
+    clock: Arc<dyn Clock>,
+    sink: Arc<dyn LaneSink>,
+    stopping: AtomicBool,
+}
+
+impl Lane {
+    /// Starts the lane's thread on its cores in its class. Up to `capacity` commands wait while a step runs.
+    ///
+    /// To be called from a thread of the shell: the first lane also starts the thread that creates all
+    /// others, which inherits the caller's scheduling class.
+    ///
+    /// # Errors
+    /// What the operating system answered, for instance that a core may not be used.
+    pub fn start(
+        spec: LaneSpec,
+        clock: Arc<dyn Clock>,
+        sink: Arc<dyn LaneSink>,
+        capacity: usize,
+    ) -> io::Result<Self> {
+        spawn::prepare()?;
+        let shared = Arc::new(Shared { id: spec.id, clock, sink, stopping: AtomicBool::new(false) });
+        let (commands, inbox) = sync_channel(capacity);
+        let (running, ended) = sync_channel(0);
+        let work = {
+            let shared = Arc::clone(&shared);
+            move || {
+                let _until_the_end = running;
+                serve(&shared, &inbox);
+            }
+        };
+        let name = format!("lane-{}", spec.id.0);
+        let thread = ThreadSpec { name, cores: spec.cores, class: spec.class };
+        let thread = spawn::spawn(thread, Box::new(work))?;
+        Ok(Self { spec, commands: Some(commands), shared, ended, thread: Some(thread) })
+    }
+
+    /// Its cores and class.
+    pub fn spec(&self) -> &LaneSpec {
+        &self.spec
+    }
+
+    /// Gives the lane what it needs to run a model; replaces what it had for it.
+    ///
+    /// # Errors
+    /// The runner comes back if the lane is full or stopped.
+    pub fn install(&self, model: ModelId, runner: Box<dyn Runner>) -> Result<(), Refused<Box<dyn Runner>>> {
+        self.send(Command::Install(model, runner)).map_err(|refused| {
+            let Command::Install(_, returned) = refused.returned else { unreachable!("it comes back") };
+            Refused { reason: refused.reason, returned }
+        })
+    }
+
+    /// Drops what the lane has for a model, after the steps that were given to it before.
+    ///
+    /// # Errors
+    /// If the lane is full or stopped.
+    pub fn remove(&self, model: ModelId) -> Result<(), Refusal> {
+        self.send(Command::Remove(model)).map_err(|refused| refused.reason)
+    }
+
+    /// Hands over a step, to be run after those before it. Its report comes through the sink.
+    ///
+    /// # Errors
+    /// The step comes back, and is not reported, if the lane is full or stopped.
+    pub fn run(&self, work: LaneWork) -> Result<(), Refused<LaneWork>> {
+        self.send(Command::Run(work)).map_err(|refused| {
+            let Command::Run(returned) = refused.returned else { unreachable!("it comes back") };
+            Refused { reason: refused.reason, returned }
+        })
+    }
+
+    /// Takes no more commands; steps that have not begun are reported as revoked. Does not wait.
+    pub fn close(&mut self) {
+        self.shared.stopping.store(true, Ordering::Release);
+        self.commands = None;
+    }
+
+    /// Closes the lane and waits for its thread to end; false if that takes longer than `timeout`. Then
+    /// the thread is left behind, because a stalled engine must not hold up the end of the process.
+    pub fn stop(mut self, timeout: Duration) -> bool {
+        self.halt(timeout)
+    }
+
+    fn halt(&mut self, timeout: Duration) -> bool {
+        self.close();
+        let Some(thread) = self.thread.take() else { return true };
+        let ended = self.ended.recv_timeout(timeout) == Err(RecvTimeoutError::Disconnected);
+        // Having ended, it is joined at once; a panic of its own was printed when it happened.
+        ended && thread.join().is_ok()
+    }
+
+    fn send(&self, command: Command) -> Result<(), Refused<Command>> {
+        let Some(commands) = &self.commands else {
+            return Err(Refused { reason: Refusal::Stopped, returned: command });
+        };
+        commands.try_send(command).map_err(|error| match error {
+            TrySendError::Full(returned) => Refused { reason: Refusal::Full, returned },
+            TrySendError::Disconnected(returned) => Refused { reason: Refusal::Stopped, returned },
+        })
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        self.halt(DROP_GRACE);
+    }
+}
+
+impl fmt::Debug for Lane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lane").field("spec", &self.spec).finish_non_exhaustive()
+    }
+}
+
+fn serve(shared: &Arc<Shared>, inbox: &Receiver<Command>) {
+    let mut runners = BTreeMap::new();
+    for command in inbox {
+        match command {
+            Command::Install(model, runner) => drop(runners.insert(model, runner)),
+            Command::Remove(model) => drop(runners.remove(&model)),
+            Command::Run(work) => run(shared, &mut runners, work),
+        }
+    }
+}
+
+fn run(shared: &Arc<Shared>, runners: &mut BTreeMap<ModelId, Box<dyn Runner>>, work: LaneWork) {
+    let began = shared.clock.now();
+    let LaneWork { step, model, parts, outputs } = work;
+    let requests = parts.iter().map(|part| (part.request, part.rows)).collect();
+    let mut reporter = Reporter { shared: Arc::clone(shared), step, requests, began, gathered: began };
+    if shared.stopping.load(Ordering::Acquire) {
+        return reporter.finish(Err(EngineError::Revoked));
+    }
+    let Some(runner) = runners.get_mut(&model) else {
+        return reporter
+            .finish(Err(EngineError::Panicked(format!("the lane was not given model `{model}`"))));
+    };
+    let gathered = batch::gather(&parts);
+    // The requests' own references go before the step begins; the batch has what it needs.
+    drop(parts);
+    reporter.gathered = shared.clock.now();
+    match gathered {
+        Ok(inputs) => {
+            let done = Done::new(move |result| reporter.finish(result));
+            let submit = || runner.submit(StepWork { step, inputs, outputs }, done);
+            // Whoever holds `done` when a panic passes drops it, which reports the step; so there is
+            // nothing left to do for it here, and the lane goes on.
+            drop(catch_unwind(AssertUnwindSafe(submit)));
+        }
+        Err(error) => reporter.finish(Err(error)),
+    }
+}
+
+/// What is needed to report a step, wherever it ends.
+struct Reporter {
+    shared: Arc<Shared>,
+    step: StepId,
+    requests: SmallVec<[(RequestId, usize); 8]>,
+    began: Time,
+    gathered: Time,
+}
+
+impl Reporter {
+    fn finish(self, result: StepResult) {
+        let Self { shared, step, requests, began, gathered } = self;
+        let computed = shared.clock.now();
+        let result = result.and_then(|outputs| batch::scatter(&requests, outputs));
+        let scattered = if result.is_ok() && requests.len() > 1 { shared.clock.now() } else { computed };
+        let lane = shared.id;
+        shared.sink.report(LaneReport { step, lane, began, gathered, computed, scattered, result });
+    }
+}

@@ -1,0 +1,150 @@
+//! Loads a model file with the engine that fits it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use quadrant_types::{Clock, ModelSpec};
+
+use crate::emulated::EmulatedModel;
+use crate::ort_engine::OrtModel;
+use crate::panics::guarded;
+use crate::{EngineError, Model, OnnxHeader, OnnxRuntime};
+
+/// How the names of files end that describe an emulated model.
+const EMULATED_SUFFIX: &str = ".emulated.toml";
+
+/// The engines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum EngineKind {
+    /// The embedded ONNX engine.
+    Rten,
+    /// ONNX Runtime, if its library was found.
+    Ort,
+    /// No model at all: copies inputs to outputs and takes the time it is told to.
+    Emulated,
+}
+
+impl EngineKind {
+    /// Every engine.
+    pub const ALL: [Self; 3] = [Self::Rten, Self::Ort, Self::Emulated];
+
+    /// Its name in configurations.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Rten => "rten",
+            Self::Ort => "onnxruntime",
+            Self::Emulated => "emulated",
+        }
+    }
+
+    /// The platform that clients see in a model's metadata.
+    pub const fn platform(self) -> &'static str {
+        match self {
+            Self::Rten => "rten_onnx",
+            Self::Ort => "onnxruntime_onnx",
+            Self::Emulated => "emulated",
+        }
+    }
+}
+
+impl fmt::Display for EngineKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for EngineKind {
+    type Err = ();
+
+    /// The engine with this name.
+    fn from_str(name: &str) -> Result<Self, ()> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name).ok_or(())
+    }
+}
+
+/// What a process has to load models with.
+#[derive(Clone, Debug)]
+pub struct Engines {
+    /// ONNX Runtime, if its library was found.
+    pub onnxruntime: Option<OnnxRuntime>,
+    /// What emulated models measure their waits with.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// A model file, and how it is to be served.
+#[derive(Clone, Debug)]
+pub struct ModelSource {
+    /// The name it is served under.
+    pub name: Arc<str>,
+    /// Its version.
+    pub version: u64,
+    /// The file.
+    pub path: PathBuf,
+    /// The engine that was asked for. By default a file ending in `.emulated.toml` is emulated, and the
+    /// rest runs on ONNX Runtime if there is one, otherwise on the embedded engine.
+    pub engine: Option<EngineKind>,
+    /// Names of the classes along the last dimension of outputs.
+    pub labels: BTreeMap<Arc<str>, Arc<[String]>>,
+}
+
+impl ModelSource {
+    /// Whether the file name is one that a model can have.
+    pub fn is_model_file(path: &Path) -> bool {
+        path.extension().is_some_and(|extension| extension == "onnx") || is_emulated(path)
+    }
+
+    /// The engine that runs it.
+    ///
+    /// # Errors
+    /// [`EngineError::Load`] if the one that was asked for cannot.
+    pub fn engine_kind(&self, engines: &Engines) -> Result<EngineKind, EngineError> {
+        let load = |error: &str| Err(EngineError::Load(format!("`{}`: {error}", self.path.display())));
+        match (is_emulated(&self.path), self.engine) {
+            (true, None | Some(EngineKind::Emulated)) => Ok(EngineKind::Emulated),
+            (true, Some(_)) => load("only the emulated engine reads this file"),
+            (false, Some(EngineKind::Emulated)) => load("an emulated model's file ends in `.emulated.toml`"),
+            (false, None) if engines.onnxruntime.is_some() => Ok(EngineKind::Ort),
+            (false, None) => Ok(EngineKind::Rten),
+            (false, Some(EngineKind::Ort)) if engines.onnxruntime.is_none() => {
+                load("it asks for ONNX Runtime, whose library was not found; give its path or choose `rten`")
+            }
+            (false, Some(kind)) => Ok(kind),
+        }
+    }
+
+    /// The spec of the model, given what its file says.
+    pub(crate) fn spec(&self, kind: EngineKind, header: OnnxHeader) -> ModelSpec {
+        ModelSpec {
+            name: Arc::clone(&self.name),
+            version: self.version,
+            platform: kind.platform().into(),
+            inputs: header.inputs,
+            outputs: header.outputs,
+            labels: self.labels.clone(),
+        }
+    }
+}
+
+fn is_emulated(path: &Path) -> bool {
+    path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.ends_with(EMULATED_SUFFIX))
+}
+
+/// Loads a model. Blocks for as long as the engine takes, up to seconds.
+///
+/// # Errors
+/// [`EngineError::Load`] with what is wrong with the file; [`EngineError::OutOfMemory`] or
+/// [`EngineError::Panicked`] if the engine did not survive it.
+pub fn load(source: &ModelSource, engines: &Engines) -> Result<Arc<dyn Model>, EngineError> {
+    let kind = source.engine_kind(engines)?;
+    guarded(|| match (kind, &engines.onnxruntime) {
+        (EngineKind::Emulated, _) => {
+            let model = EmulatedModel::load(source, &engines.clock)?;
+            Ok(Arc::new(model) as Arc<dyn Model>)
+        }
+        (EngineKind::Ort, Some(runtime)) => Ok(Arc::new(OrtModel::load(source, runtime)?)),
+        (EngineKind::Ort | EngineKind::Rten, _) => Err(EngineError::Load("not yet".into())),
+    })
+}

@@ -1,0 +1,175 @@
+//! The ONNX engine of choice where its library is found: ONNX Runtime.
+//!
+//! A session is one set of weights. All lanes of one core share one session, because a session with one
+//! thread computes on its caller's; a lane of several cores has a session whose threads live on those
+//! cores. A session lives as long as a runner uses it, and the last one asked for a little longer, so
+//! that trying out widths does not load a model twice.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use quadrant_sys::onnx_runtime::{Runtime, RuntimeError, Session, SessionOptions};
+use quadrant_types::{CoreSet, Dim, ModelSpec};
+
+use crate::panics::guarded;
+use crate::spawn::{self, ThreadSpec};
+use crate::{
+    Done, EngineError, EngineKind, Footprint, LaneSpec, Model, ModelSource, OnnxHeader, Runner,
+    SchedulingClass, StepWork,
+};
+
+/// ONNX Runtime's library, opened. Clones are the same one.
+#[derive(Clone, Debug)]
+pub struct OnnxRuntime(Runtime);
+
+impl OnnxRuntime {
+    /// Opens the library at `path`, once per process; the same path again gives the same runtime.
+    ///
+    /// To be called from a thread of the shell, for the reason given at [`crate::Lane::start`].
+    ///
+    /// # Errors
+    /// [`EngineError::Load`] if the file is no library, no ONNX Runtime or too old.
+    pub fn open(path: &Path) -> Result<Self, EngineError> {
+        spawn::prepare().map_err(|error| EngineError::Load(error.to_string()))?;
+        Runtime::open(path).map(Self).map_err(|error| EngineError::Load(error.message))
+    }
+
+    /// What the library says of its build.
+    pub fn build(&self) -> &str {
+        self.0.build()
+    }
+}
+
+/// A model that ONNX Runtime runs.
+pub(crate) struct OrtModel {
+    spec: ModelSpec,
+    footprint: Footprint,
+    runtime: Runtime,
+    path: PathBuf,
+    /// Whether every dimension of every input is fixed.
+    fixed_shapes: bool,
+    sessions: Mutex<Sessions>,
+}
+
+/// Which lanes share a session: all of one core, or those with the same cores in the same class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum SharedBy {
+    OneCore,
+    Cores(CoreSet, bool),
+}
+
+#[derive(Default)]
+struct Sessions {
+    latest: Option<Arc<Session>>,
+    all: BTreeMap<SharedBy, Weak<Session>>,
+}
+
+impl OrtModel {
+    pub(crate) fn load(source: &ModelSource, runtime: &OnnxRuntime) -> Result<Self, EngineError> {
+        let header = OnnxHeader::read(&source.path)?;
+        let footprint = Footprint { weights_bytes: header.weights_bytes };
+        let outputs_shaped = header.outputs_shaped.clone();
+        let spec = source.spec(EngineKind::Ort, header);
+        let fixed = |dim: &Dim| matches!(dim, Dim::Fixed(_));
+        let fixed_shapes = spec.inputs.iter().flat_map(|input| &input.dims).all(fixed);
+        let sessions = Mutex::default();
+        let mut model = Self {
+            spec,
+            footprint,
+            runtime: runtime.0.clone(),
+            path: source.path.clone(),
+            fixed_shapes,
+            sessions,
+        };
+        // Loads the weights and finds out whether the operators are supported.
+        let anywhere = CoreSet::from_cores([0]);
+        let session = model.session(anywhere, SchedulingClass::Urgent)?;
+        let agrees = session.inputs().eq(model.spec.inputs.iter().map(|input| &*input.name))
+            && session.outputs().eq(model.spec.outputs.iter().map(|output| &*output.name));
+        if !agrees {
+            return Err(model.load_error("ONNX Runtime sees other inputs or outputs than the file declares"));
+        }
+        for (index, shaped) in outputs_shaped.into_iter().enumerate() {
+            if let (false, Some(dims)) = (shaped, session.output_dims(index).filter(|dims| !dims.is_empty()))
+            {
+                model.spec.outputs[index].dims = dims;
+            }
+        }
+        Ok(model)
+    }
+
+    fn session(&self, cores: CoreSet, class: SchedulingClass) -> Result<Arc<Session>, EngineError> {
+        let shared_by = match cores.len() {
+            0 | 1 => SharedBy::OneCore,
+            _ => SharedBy::Cores(cores, class == SchedulingClass::Urgent),
+        };
+        // Held while a session is created: two lanes that want the same one must not load it twice.
+        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = sessions.all.get(&shared_by).and_then(Weak::upgrade);
+        let session = known.map_or_else(|| self.open(cores, class), Ok)?;
+        sessions.all.retain(|_, session| session.strong_count() > 0);
+        sessions.all.insert(shared_by, Arc::downgrade(&session));
+        sessions.latest = Some(Arc::clone(&session));
+        Ok(session)
+    }
+
+    fn open(&self, cores: CoreSet, class: SchedulingClass) -> Result<Arc<Session>, EngineError> {
+        let name = format!("ort-{cores}");
+        let spawn = move |work| spawn::spawn(ThreadSpec { name: name.clone(), cores, class }, work);
+        let options = SessionOptions {
+            threads: cores.len().max(1),
+            memory_pattern: self.fixed_shapes,
+            spawn: Arc::new(spawn),
+        };
+        Session::open(&self.runtime, &self.path, &options).map_err(|error| match error.out_of_memory {
+            true => EngineError::OutOfMemory(error.message),
+            false => self.load_error(&error.message),
+        })
+    }
+
+    fn load_error(&self, error: &str) -> EngineError {
+        EngineError::Load(format!("`{}`: {error}", self.path.display()))
+    }
+}
+
+impl Model for OrtModel {
+    fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    fn footprint(&self) -> Footprint {
+        self.footprint
+    }
+
+    fn runner(&self, lane: &LaneSpec) -> Result<Box<dyn Runner>, EngineError> {
+        guarded(|| {
+            let session = self.session(lane.cores, lane.class)?;
+            Ok(Box::new(OrtRunner { session }) as Box<dyn Runner>)
+        })
+    }
+}
+
+impl fmt::Debug for OrtModel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OrtModel").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+struct OrtRunner {
+    session: Arc<Session>,
+}
+
+impl Runner for OrtRunner {
+    fn submit(&mut self, work: StepWork, done: Done) {
+        done.fire(guarded(|| self.session.run(&work.inputs, &work.outputs).map_err(run_error)));
+    }
+}
+
+fn run_error(error: RuntimeError) -> EngineError {
+    match error.out_of_memory {
+        true => EngineError::OutOfMemory(error.message),
+        false => EngineError::Input(error.message),
+    }
+}
