@@ -7,11 +7,14 @@ use quadrant_types::{CoreSet, Work};
 
 use crate::Policy;
 
+/// What should hold, and whether it does.
+type Check = (&'static str, fn(&Policy) -> bool);
+
 impl Policy {
     /// The name of the first invariant that does not hold, if any. Costs time in proportion to what is
     /// live, so production asks only now and then.
     pub fn violated_invariant(&self) -> Option<&'static str> {
-        let checks: [(&'static str, fn(&Self) -> bool); 7] = [
+        let checks: [Check; 7] = [
             (
                 "every live request waits in exactly one queue or runs in exactly one step",
                 Self::each_in_one_place,
