@@ -13,6 +13,8 @@ mod load;
 mod onnx;
 mod ort_engine;
 mod panics;
+mod probe;
+mod rten_engine;
 mod spawn;
 
 pub use api::{
@@ -23,3 +25,4 @@ pub use lane::{Lane, Refusal, Refused};
 pub use load::{EngineKind, Engines, ModelSource, load};
 pub use onnx::OnnxHeader;
 pub use ort_engine::OnnxRuntime;
+pub use probe::{Batching, ProbeOptions, Profile, probe};

@@ -11,6 +11,7 @@ use quadrant_types::{Clock, ModelSpec};
 use crate::emulated::EmulatedModel;
 use crate::ort_engine::OrtModel;
 use crate::panics::guarded;
+use crate::rten_engine::RtenModel;
 use crate::{EngineError, Model, OnnxHeader, OnnxRuntime};
 
 /// How the names of files end that describe an emulated model.
@@ -145,6 +146,6 @@ pub fn load(source: &ModelSource, engines: &Engines) -> Result<Arc<dyn Model>, E
             Ok(Arc::new(model) as Arc<dyn Model>)
         }
         (EngineKind::Ort, Some(runtime)) => Ok(Arc::new(OrtModel::load(source, runtime)?)),
-        (EngineKind::Ort | EngineKind::Rten, _) => Err(EngineError::Load("not yet".into())),
+        (EngineKind::Rten | EngineKind::Ort, _) => Ok(Arc::new(RtenModel::load(source)?)),
     })
 }

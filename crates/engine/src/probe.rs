@@ -1,0 +1,355 @@
+//! Tries a model out when it is loaded: does it batch, how many cores does a step want, what does it cost.
+//!
+//! Habits mislead here. A first dimension called `batch` may be time; eight rows at once may take more
+//! than eight times one; two lanes of one core often beat one lane of two. So the model is run: rows
+//! together against rows alone, lanes side by side against all cores on one step. What cannot be tried
+//! out is served in the safest way, with the reason recorded.
+
+mod inputs;
+mod measure;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quadrant_types::{Clock, CoreSet, DataType, Dim, LaneId, ModelSpec, RequestId, Shape, Tensor, Time};
+
+use crate::batch::{gather, scatter};
+use crate::{EngineError, LaneSpec, Model, Part, SchedulingClass};
+use inputs::Row;
+use measure::{Measured, Worker};
+
+/// Options within this share of the best rate are equal; the one with the shorter step wins.
+const EQUAL_RATE: f64 = 0.95;
+/// How far a row in a batch may be from the row alone, relative to the largest value of the output.
+const TOLERANCE: f64 = 1e-3;
+
+/// Whether a model may batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Batching {
+    /// If its graph declares it: all inputs and outputs begin with one symbol.
+    #[default]
+    Declared,
+    /// The configuration says so.
+    Allowed,
+    /// The configuration forbids it.
+    Never,
+}
+
+/// How to try a model out.
+#[derive(Clone, Copy, Debug)]
+pub struct ProbeOptions {
+    /// Whether it may batch. Even then it is only batched if its rows prove independent.
+    pub batching: Batching,
+    /// The most rows of one step that are tried.
+    pub rows_max: usize,
+    /// Cores of one step, where the configuration fixes them: 1, or those of all lanes.
+    pub width: Option<usize>,
+    /// How long the measurements may take, roughly. The model's first run is not counted.
+    pub budget: Duration,
+}
+
+impl Default for ProbeOptions {
+    fn default() -> Self {
+        Self { batching: Batching::Declared, rows_max: 64, width: None, budget: Duration::from_millis(1500) }
+    }
+}
+
+/// How a model is best served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Profile {
+    /// Cores of one step: 1, or those of all lanes.
+    pub width: usize,
+    /// Whether rows of different requests may share a step.
+    pub batches: bool,
+    /// The most rows of one step that are worth waiting for; 1 if it does not batch.
+    pub rows_max: usize,
+    /// Time of one step by its rows, ascending, at this width with all lanes busy; empty if it could
+    /// not be tried out.
+    pub costs: Vec<(usize, Duration)>,
+    /// The shape of each input, one row, that it was tried out with.
+    pub shapes: Vec<Shape>,
+    /// Why, for the log.
+    pub reason: String,
+}
+
+impl Profile {
+    fn unknown(error: &EngineError) -> Self {
+        let reason = format!("it could not be tried out, so it runs alone on one core: {error}");
+        Self { width: 1, batches: false, rows_max: 1, costs: Vec::new(), shapes: Vec::new(), reason }
+    }
+}
+
+/// Tries `model` out on `lanes`, which have one core each and are free. Blocks for about the budget.
+///
+/// Never fails: what goes wrong is told in [`Profile::reason`].
+pub fn probe(
+    model: &Arc<dyn Model>,
+    lanes: &[LaneSpec],
+    clock: &Arc<dyn Clock>,
+    options: &ProbeOptions,
+) -> Profile {
+    let mut probe = match Probe::new(model, lanes, clock, options) {
+        Ok(probe) => probe,
+        Err(error) => return Profile::unknown(&error),
+    };
+    let row = match probe.runnable_row() {
+        Ok(row) => row,
+        Err(error) => return Profile::unknown(&error),
+    };
+    let joined = probe.rows_are_independent(&row);
+    let tried = probe.try_widths(&row, joined.is_ok());
+    let Some(best) = choose(&tried) else {
+        return Profile::unknown(&EngineError::Panicked("it ran once, but not again".into()));
+    };
+    probe.keep(best.width);
+    let of_width = || tried.iter().filter(|option| option.width == best.width);
+    let mut costs: Vec<_> = of_width().map(|option| (option.rows, option.measured.step)).collect();
+    costs.sort_unstable();
+    let reason = match &joined {
+        Ok(()) => format!("{}; its rows are independent", describe(&tried, best)),
+        Err(reason) => format!("{}; not batched, {reason}", describe(&tried, best)),
+    };
+    let shapes = row.tensors(0).iter().map(|tensor| tensor.shape.clone()).collect();
+    Profile { width: best.width, batches: joined.is_ok(), rows_max: best.rows, costs, shapes, reason }
+}
+
+/// One way to run the model, and how it went.
+#[derive(Clone, Copy, Debug)]
+struct Tried {
+    width: usize,
+    rows: usize,
+    measured: Measured,
+}
+
+/// The fastest; among those that are nearly as fast, the one with the shortest step.
+fn choose(tried: &[Tried]) -> Option<&Tried> {
+    let best = tried.iter().map(|option| option.measured.rows_per_second).fold(0.0, f64::max);
+    let nearly = tried.iter().filter(|option| option.measured.rows_per_second >= EQUAL_RATE * best);
+    nearly.min_by_key(|option| option.measured.step)
+}
+
+fn describe(tried: &[Tried], best: &Tried) -> String {
+    let one = |option: &Tried| {
+        let Tried { width, rows, measured } = option;
+        format!("{rows} on {width}: {:.1}/s in {:.2?}", measured.rows_per_second, measured.step)
+    };
+    let all: Vec<_> = tried.iter().map(one).collect();
+    format!("rows {} of cores {} chosen; measured rows on cores {}", best.rows, best.width, all.join(", "))
+}
+
+struct Probe<'a> {
+    model: &'a Arc<dyn Model>,
+    clock: &'a Arc<dyn Clock>,
+    options: &'a ProbeOptions,
+    narrow: Vec<Worker>,
+    wide: Option<LaneSpec>,
+    outputs: Arc<[usize]>,
+    class: SchedulingClass,
+}
+
+impl<'a> Probe<'a> {
+    fn new(
+        model: &'a Arc<dyn Model>,
+        lanes: &[LaneSpec],
+        clock: &'a Arc<dyn Clock>,
+        options: &'a ProbeOptions,
+    ) -> Result<Self, EngineError> {
+        let no_lanes = || EngineError::Load("there are no lanes to try it out on".into());
+        let first = lanes.first().ok_or_else(no_lanes)?;
+        let cores = lanes.iter().fold(CoreSet::EMPTY, |cores, lane| cores.union(lane.cores));
+        let wide = (lanes.len() > 1).then_some(LaneSpec { cores, ..*first });
+        let narrow = lanes.iter().map(|lane| Worker::start(model, lane, clock)).collect::<Result<_, _>>()?;
+        let outputs = (0..model.spec().outputs.len()).collect();
+        Ok(Self { model, clock, options, narrow, wide, outputs, class: first.class })
+    }
+
+    fn run(&self, inputs: Vec<Tensor>) -> Result<Vec<Tensor>, EngineError> {
+        self.narrow[0].once(inputs, &self.outputs)
+    }
+
+    /// Inputs of one row that the model runs with: sizes are tried in the place of its symbols.
+    fn runnable_row(&self) -> Result<Row, EngineError> {
+        let mut refused = EngineError::Load("its inputs are too large to be tried out".into());
+        let began = self.clock.now();
+        for row in inputs::candidates(self.model.spec()) {
+            match self.run(row.tensors(0)) {
+                Ok(_) => return Ok(row),
+                Err(error) => refused = error,
+            }
+            if self.clock.now().since(began) > self.options.budget {
+                break;
+            }
+        }
+        Err(refused)
+    }
+
+    /// Whether two different rows give together what they give alone; if not, why.
+    fn rows_are_independent(&self, row: &Row) -> Result<(), String> {
+        may_batch(self.model.spec(), self.options.batching)?;
+        if !row.is_one_row {
+            return Err("it does not run with a single row".into());
+        }
+        let part = |seed| Part { request: RequestId(seed), rows: 1, inputs: row.tensors(seed).into() };
+        let parts = [part(0), part(1)];
+        let failed = |error: EngineError| format!("a batch of two failed: {error}");
+        let together = gather(&parts).and_then(|batch| self.run(batch)).map_err(failed)?;
+        let requests = parts.each_ref().map(|part| (part.request, 1));
+        let together = scatter(&requests, together).map_err(failed)?;
+        for (part, together) in parts.iter().zip(together) {
+            let alone = self.run(part.inputs.to_vec()).map_err(failed)?;
+            for (index, (alone, together)) in alone.iter().zip(&together.outputs).enumerate() {
+                if !is_close(alone, together) {
+                    let name = &self.model.spec().outputs[index].name;
+                    return Err(format!("a row of output `{name}` depends on the other rows of its batch"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Measures one-core lanes side by side and all cores on one step, with one row and, if it batches,
+    /// with more for as long as that pays and the budget lasts.
+    fn try_widths(&mut self, row: &Row, batches: bool) -> Vec<Tried> {
+        let until = self.clock.now() + self.options.budget;
+        let rows_max = if batches { self.options.rows_max.max(1) } else { 1 };
+        let mut tried = Vec::new();
+        let cores = self.wide.map_or(1, |wide| wide.cores.len());
+        let wanted = |width| self.options.width.is_none_or(|only| only.clamp(1, cores) == width);
+        if wanted(1) {
+            let half = if wanted(cores) && cores > 1 { self.options.budget / 2 } else { Duration::ZERO };
+            self.try_rows(&self.narrow, row, (1, rows_max), until - half, &mut tried);
+        }
+        if let Some(wide) = self.wide.filter(|wide| wanted(wide.cores.len()))
+            && let Ok(worker) = Worker::start(self.model, &wide, self.clock)
+        {
+            self.try_rows(&[worker], row, (cores, rows_max), until, &mut tried);
+        }
+        tried
+    }
+
+    fn try_rows(
+        &self,
+        workers: &[Worker],
+        row: &Row,
+        (width, rows_max): (usize, usize),
+        until: Time,
+        tried: &mut Vec<Tried>,
+    ) {
+        let mut best = 0.0;
+        let mut fruitless = 0;
+        let mut rows = 1;
+        while rows <= rows_max && fruitless < 2 {
+            let part = |seed| Part { request: RequestId(seed), rows: 1, inputs: row.tensors(seed).into() };
+            let parts: Vec<_> = (0..rows as u64).map(part).collect();
+            let Ok(inputs) = gather(&parts) else { return };
+            let window = self.options.budget / 12;
+            let Ok(measured) = measure::side_by_side(workers, &inputs, &self.outputs, (rows, window)) else {
+                return;
+            };
+            tried.push(Tried { width, rows, measured });
+            if measured.rows_per_second * EQUAL_RATE > best {
+                fruitless = 0
+            } else {
+                fruitless += 1
+            }
+            best = measured.rows_per_second.max(best);
+            rows *= 2;
+            // A larger batch takes about twice as long, three times: once to warm up, twice to measure.
+            if self.clock.now() + (measured.step * 6).max(window) > until {
+                return;
+            }
+        }
+    }
+
+    /// Makes the model keep what a lane of this width needs, before the losing width's runners go.
+    fn keep(&self, width: usize) {
+        let narrow = self.narrow[0].lane;
+        let lane = self.wide.filter(|wide| wide.cores.len() == width).unwrap_or(narrow);
+        let lane = LaneSpec { id: LaneId(0), class: self.class, ..lane };
+        // It just worked; if it does not now, the node will meet the error and report it.
+        drop(self.model.runner(&lane));
+    }
+}
+
+/// Whether the spec and the configuration permit batching; if not, why.
+fn may_batch(spec: &ModelSpec, batching: Batching) -> Result<(), String> {
+    let open = |dims: &[Dim]| matches!(dims.first(), Some(Dim::Symbol(_) | Dim::Any));
+    match batching {
+        Batching::Never => Err("the configuration forbids it".into()),
+        Batching::Declared if spec.shares_first_symbol() => Ok(()),
+        Batching::Declared => Err("its inputs and outputs do not all begin with one symbol".into()),
+        Batching::Allowed if spec.inputs.iter().all(|input| open(&input.dims)) => Ok(()),
+        Batching::Allowed => Err("the first dimension of an input is fixed".into()),
+    }
+}
+
+fn is_close(alone: &Tensor, together: &Tensor) -> bool {
+    if alone.datatype != together.datatype || alone.shape != together.shape {
+        return false;
+    }
+    let (Some(alone_numbers), Some(numbers)) = (floats(alone), floats(together)) else {
+        return alone.data == together.data;
+    };
+    let finite = alone_numbers.iter().filter(|number| number.is_finite());
+    let largest = finite.fold(0.0_f64, |largest, number| largest.max(number.abs()));
+    let close = |(left, right): (&f64, &f64)| {
+        left == right || (left.is_nan() && right.is_nan()) || (left - right).abs() <= TOLERANCE * largest
+    };
+    alone_numbers.iter().zip(&numbers).all(close)
+}
+
+/// The elements of a tensor of floating-point numbers; `None` for other types.
+fn floats(tensor: &Tensor) -> Option<Vec<f64>> {
+    fn all<T: bytemuck::AnyBitPattern>(data: &[u8], widen: impl Fn(T) -> f64) -> Option<Vec<f64>> {
+        let numbers = data.chunks_exact(size_of::<T>());
+        Some(numbers.map(|bytes| widen(bytemuck::pod_read_unaligned(bytes))).collect())
+    }
+    use DataType::{Bf16, Bool, Bytes, Fp16, Fp32, Fp64, Int8, Int16, Int32, Int64};
+    use DataType::{Uint8, Uint16, Uint32, Uint64};
+    match tensor.datatype {
+        Fp32 => all(&tensor.data, |number: f32| f64::from(number)),
+        Fp64 => all(&tensor.data, |number: f64| number),
+        Fp16 => all(&tensor.data, |number: half::f16| number.to_f64()),
+        Bf16 => all(&tensor.data, |number: half::bf16| number.to_f64()),
+        Bool | Uint8 | Uint16 | Uint32 | Uint64 | Int8 | Int16 | Int32 | Int64 | Bytes => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn option(width: usize, rows: usize, rows_per_second: f64, step_ms: u64) -> Tried {
+        Tried { width, rows, measured: Measured { rows_per_second, step: Duration::from_millis(step_ms) } }
+    }
+
+    #[test]
+    fn the_fastest_wins_and_the_shorter_step_among_equals() {
+        let check = |tried: &[Tried], width, rows| {
+            let best = choose(tried).unwrap();
+            assert_eq!((best.width, best.rows), (width, rows));
+        };
+        check(&[option(1, 1, 89.0, 22), option(2, 1, 60.0, 16), option(2, 8, 40.0, 200)], 1, 1);
+        check(&[option(1, 1, 100.0, 20), option(2, 1, 96.0, 10)], 2, 1);
+        check(&[option(1, 1, 100.0, 20), option(1, 2, 102.0, 39), option(1, 8, 120.0, 130)], 1, 8);
+        assert!(choose(&[]).is_none());
+    }
+
+    #[test]
+    fn closeness_is_relative_to_the_largest_value() {
+        let tensor = |numbers: &[f32]| Tensor {
+            datatype: DataType::Fp32,
+            shape: Shape::from_slice(&[numbers.len()]),
+            data: bytes::Bytes::copy_from_slice(bytemuck::cast_slice(numbers)),
+        };
+        let check = |left: &[f32], right: &[f32], expect| {
+            assert_eq!(is_close(&tensor(left), &tensor(right)), expect, "{left:?} {right:?}");
+        };
+        check(&[100.0, 0.0], &[100.0, 0.09], true);
+        check(&[100.0, 0.0], &[100.0, 0.11], false);
+        check(&[f32::NAN, f32::INFINITY], &[f32::NAN, f32::INFINITY], true);
+        check(&[f32::NAN], &[1.0], false);
+        check(&[f32::INFINITY], &[f32::NEG_INFINITY], false);
+        check(&[1.0], &[1.0, 1.0], false);
+    }
+}

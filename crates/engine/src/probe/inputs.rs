@@ -1,0 +1,159 @@
+//! Inputs to try a model out with.
+//!
+//! Integers are 0 and 1, the first of each row 1, so that they are valid token ids, masks and lengths;
+//! floating-point numbers lie between -1 and 1. Rows of different numbers differ; the same row is the
+//! same every time.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use half::{bf16, f16};
+use quadrant_types::{AlignedBuffer, DataType, Dim, ModelSpec, Shape, Tensor, element_count};
+
+/// What symbols may stand for, typical sizes first: tokens, and pixels divisible by what networks want.
+const SIZES: [usize; 8] = [64, 128, 32, 224, 320, 48, 16, 8];
+/// Lengths of the first dimension where it is not a batch but, say, a signal.
+const LENGTHS: [usize; 4] = [64, 512, 4096, 16_000];
+/// Elements of one input; more says nothing new and may take all memory.
+const ELEMENTS_MAX: usize = 16 << 20;
+
+/// Shapes for which the model can be asked to compute one row.
+#[derive(Clone, Debug)]
+pub(super) struct Row {
+    shapes: Vec<(DataType, Shape)>,
+    /// Whether the first dimension, where it is open, is 1.
+    pub(super) is_one_row: bool,
+}
+
+impl Row {
+    /// The inputs of the row with this number.
+    pub(super) fn tensors(&self, number: u64) -> Vec<Tensor> {
+        let mut random = fastrand::Rng::with_seed(number);
+        let tensor = |(datatype, shape): &(DataType, Shape)| Tensor {
+            datatype: *datatype,
+            shape: shape.clone(),
+            data: elements(*datatype, shape.iter().product(), &mut random),
+        };
+        self.shapes.iter().map(tensor).collect()
+    }
+
+    fn new(spec: &ModelSpec, rows: usize, size: usize) -> Option<Self> {
+        let batch = match spec.inputs.first().and_then(|input| input.dims.first()) {
+            Some(Dim::Symbol(symbol)) => Some(Arc::clone(symbol)),
+            Some(Dim::Fixed(_) | Dim::Any) | None => None,
+        };
+        let shape = |dims: &[Dim]| -> Shape {
+            let dim = |(index, dim): (usize, &Dim)| match dim {
+                Dim::Fixed(fixed) => *fixed,
+                Dim::Symbol(symbol) if Some(symbol) == batch.as_ref() => rows,
+                Dim::Any if index == 0 => rows,
+                Dim::Symbol(_) | Dim::Any => size,
+            };
+            dims.iter().enumerate().map(dim).collect()
+        };
+        let shapes: Vec<_> = spec.inputs.iter().map(|input| (input.datatype, shape(&input.dims))).collect();
+        let small = |shape: &Shape| element_count(shape).is_some_and(|count| count <= ELEMENTS_MAX);
+        shapes.iter().all(|(_, shape)| small(shape)).then_some(Self { shapes, is_one_row: rows == 1 })
+    }
+}
+
+/// What to try, in this order.
+pub(super) fn candidates(spec: &ModelSpec) -> impl Iterator<Item = Row> {
+    let one_row = SIZES.into_iter().filter_map(|size| Row::new(spec, 1, size));
+    let longer = LENGTHS.into_iter().filter_map(|length| Row::new(spec, length, length.min(320)));
+    let mut tried: Vec<Vec<(DataType, Shape)>> = Vec::new();
+    // A model without symbols has one shape, and one attempt is enough.
+    one_row.chain(longer).filter(move |row| {
+        let new = !tried.contains(&row.shapes);
+        if new {
+            tried.push(row.shapes.clone());
+        }
+        new
+    })
+}
+
+fn elements(datatype: DataType, count: usize, random: &mut fastrand::Rng) -> Bytes {
+    let mut signed = || 2.0 * random.f32() - 1.0;
+    match datatype {
+        DataType::Fp32 => fill(count, |_| signed().to_le_bytes()),
+        DataType::Fp64 => fill(count, |_| f64::from(signed()).to_le_bytes()),
+        DataType::Fp16 => fill(count, |_| f16::from_f32(signed()).to_le_bytes()),
+        DataType::Bf16 => fill(count, |_| bf16::from_f32(signed()).to_le_bytes()),
+        DataType::Bool | DataType::Uint8 | DataType::Int8 => fill(count, |index| [bit(index, random)]),
+        DataType::Uint16 | DataType::Int16 => {
+            fill(count, |index| u16::from(bit(index, random)).to_le_bytes())
+        }
+        DataType::Uint32 | DataType::Int32 => {
+            fill(count, |index| u32::from(bit(index, random)).to_le_bytes())
+        }
+        DataType::Uint64 | DataType::Int64 => {
+            fill(count, |index| u64::from(bit(index, random)).to_le_bytes())
+        }
+        // A string of one letter, behind its length.
+        DataType::Bytes => fill(count, |index| [1, 0, 0, 0, b'a' + bit(index, random)]),
+    }
+}
+
+fn bit(index: usize, random: &mut fastrand::Rng) -> u8 {
+    if index == 0 { 1 } else { u8::from(random.bool()) }
+}
+
+fn fill<const SIZE: usize>(count: usize, mut element: impl FnMut(usize) -> [u8; SIZE]) -> Bytes {
+    let mut buffer = AlignedBuffer::new(count * SIZE, 0);
+    for index in 0..count {
+        let fits = buffer.extend(&element(index));
+        debug_assert!(fits, "the buffer was made for these elements");
+    }
+    buffer.freeze(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use quadrant_types::TensorSpec;
+
+    use super::*;
+
+    fn model(inputs: &[(DataType, &[Dim])]) -> ModelSpec {
+        let input = |(index, (datatype, dims)): (usize, &(DataType, &[Dim]))| TensorSpec {
+            name: index.to_string().into(),
+            datatype: *datatype,
+            dims: dims.to_vec(),
+        };
+        let inputs = inputs.iter().enumerate().map(input).collect();
+        let (name, platform) = ("m".into(), "test".into());
+        ModelSpec { name, version: 1, platform, inputs, outputs: Vec::new(), labels: BTreeMap::new() }
+    }
+
+    #[test]
+    fn the_first_symbol_is_one_and_the_others_take_sizes() {
+        let symbol = |name: &str| Dim::Symbol(name.into());
+        let dims = [symbol("b"), Dim::Fixed(3), symbol("s"), Dim::Any];
+        let spec = model(&[(DataType::Fp32, &dims), (DataType::Int64, &[symbol("s")])]);
+        let rows: Vec<_> = candidates(&spec).collect();
+        assert_eq!(rows.len(), SIZES.len() + LENGTHS.len());
+        let shapes =
+            |row: &Row| row.tensors(0).into_iter().map(|tensor| tensor.shape.to_vec()).collect::<Vec<_>>();
+        assert_eq!(shapes(&rows[0]), [vec![1, 3, 64, 64], vec![64]]);
+        assert!(rows[0].is_one_row && !rows[SIZES.len()].is_one_row);
+        let fixed = model(&[(DataType::Fp32, &[Dim::Fixed(1), Dim::Fixed(576)])]);
+        assert_eq!(candidates(&fixed).count(), 1);
+        let huge = model(&[(DataType::Fp32, &[Dim::Fixed(usize::MAX), Dim::Fixed(2)])]);
+        assert_eq!(candidates(&huge).count(), 0);
+    }
+
+    #[test]
+    fn elements_are_valid_and_rows_differ() {
+        for datatype in DataType::ALL {
+            let row = Row { shapes: vec![(datatype, Shape::from_slice(&[1, 40]))], is_one_row: true };
+            let [tensor] = &row.tensors(7)[..] else { panic!() };
+            match datatype.size() {
+                Some(size) => assert_eq!(tensor.data.len(), 40 * size),
+                None => assert_eq!(tensor.strings().filter(Option::is_some).count(), 40),
+            }
+            assert_eq!(row.tensors(7), row.tensors(7));
+            assert_ne!(row.tensors(7), row.tensors(8));
+        }
+    }
+}
