@@ -5,27 +5,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use quadrant_types::{Error, ModelId, ModelSpec, Objective, Priority, Tensor, Time, Timing};
+use quadrant_types::{Clock, Error, ErrorCode, Objective, Priority, RequestId, Tensor, Time, Timing};
+use tokio::sync::oneshot;
 
-/// One loaded version of one model.
-#[derive(Debug)]
-pub struct ModelEntry {
-    /// Its number within this process.
-    pub id: ModelId,
-    /// What it takes and gives.
-    pub spec: ModelSpec,
-    /// The most rows of one step; 1 if the model does not batch along its first dimension.
-    pub rows_max: u32,
-    /// Whether requests carry a batch dimension first (`rows_max` may still be 1).
-    pub batches: bool,
-}
-
-impl ModelEntry {
-    /// Counts a request that ended before it was submitted, such as one that does not fit the model.
-    pub fn record_failure(&self, _error: &Error) {
-        unimplemented!()
-    }
-}
+use crate::driver::Driver;
+use crate::registry::Registry;
+use crate::telemetry::Telemetry;
+use crate::{IndexEntry, ModelEntry};
 
 /// A request with its payload, checked against the model's spec.
 #[derive(Clone, Debug)]
@@ -55,48 +41,45 @@ pub struct Answer {
 
 /// The answer to come. Dropping it cancels the request.
 #[derive(Debug)]
-pub struct Response {}
+pub struct Response {
+    pub(crate) id: RequestId,
+    pub(crate) answer: oneshot::Receiver<Result<Answer, Error>>,
+    pub(crate) driver: Arc<Driver>,
+    pub(crate) over: bool,
+}
 
 impl Future for Response {
     type Output = Result<Answer, Error>;
 
-    fn poll(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<Self::Output> {
-        unimplemented!()
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let answer = std::task::ready!(Pin::new(&mut self.answer).poll(context));
+        self.over = true;
+        let lost = || Error::new(ErrorCode::Internal, "the node ended before the answer was ready");
+        Poll::Ready(answer.unwrap_or_else(|_| Err(lost())))
     }
 }
 
-/// The state of a model as the repository index shows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ModelState {
-    /// Being loaded.
-    Loading,
-    /// Serving.
-    Ready,
-    /// Not serving; the reason says why.
-    Unavailable,
-}
-
-/// One line of the repository index.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct IndexEntry {
-    /// The model's name.
-    pub name: String,
-    /// Its version; empty if none could be found.
-    pub version: String,
-    /// Its state.
-    pub state: ModelState,
-    /// Why it is not ready; empty if it is.
-    pub reason: String,
+impl Drop for Response {
+    fn drop(&mut self) {
+        if !self.over {
+            self.driver.leave(self.id);
+        }
+    }
 }
 
 /// The way into the node, shared by all connections.
 #[derive(Clone, Debug)]
-pub struct Handle {}
+pub struct Handle {
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) driver: Arc<Driver>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) telemetry: Arc<Telemetry>,
+}
 
 impl Handle {
     /// The present, on the node's clock.
     pub fn now(&self) -> Time {
-        unimplemented!()
+        self.clock.now()
     }
 
     /// The model of this name and version, the highest ready version if none is given.
@@ -104,31 +87,32 @@ impl Handle {
     /// # Errors
     /// `NotFound` in Triton's words if there is no such model or version, or it has no ready version;
     /// `Unavailable` while it loads.
-    pub fn find(&self, _name: &str, _version: Option<u64>) -> Result<Arc<ModelEntry>, Error> {
-        unimplemented!()
+    pub fn find(&self, name: &str, version: Option<u64>) -> Result<Arc<ModelEntry>, Error> {
+        self.registry.find(name, version)
     }
 
-    /// Hands a request to the scheduler.
+    /// Hands a request to the scheduler. A refusal may come at once or through the response.
     ///
     /// # Errors
-    /// `ResourceExhausted` or `Unavailable` if it was refused at once.
-    pub fn submit(&self, _submission: Submission) -> Result<Response, Error> {
-        unimplemented!()
+    /// `ResourceExhausted` if more requests arrive than can even be looked at.
+    pub fn submit(&self, submission: Submission) -> Result<Response, Error> {
+        self.driver.submit(submission)
     }
 
     /// Whether requests are welcome: every model was loaded or has failed, no lane is stalled, and the
     /// node is not draining.
     pub fn is_ready(&self) -> bool {
-        unimplemented!()
+        !self.registry.is_loading() && self.driver.is_well()
     }
 
     /// Every model of the repository, by name and version.
     pub fn index(&self) -> Vec<IndexEntry> {
-        unimplemented!()
+        self.registry.index()
     }
 
     /// The metrics in Prometheus' text format 0.0.4.
     pub fn metrics(&self) -> String {
-        unimplemented!()
+        let snapshot = self.driver.snapshot(&self.registry);
+        self.telemetry.render(&snapshot)
     }
 }

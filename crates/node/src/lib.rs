@@ -3,6 +3,20 @@
 //! It owns what the pure parts may not: the clock, the threads, the model files, the metrics. It turns what
 //! happens into events for the scheduler and the scheduler's actions into deeds, and decides nothing.
 
+mod clock;
+mod config;
+mod driver;
 mod handle;
+mod loader;
+mod node;
+mod pbtxt;
+mod registry;
+mod repository;
+mod telemetry;
+mod ticker;
 
-pub use handle::{Answer, Handle, IndexEntry, ModelEntry, ModelState, Response, Submission};
+pub use clock::MonotonicClock;
+pub use config::{Batching, Config, ModelSettings};
+pub use handle::{Answer, Handle, Response, Submission};
+pub use node::{Node, StartError};
+pub use registry::{IndexEntry, ModelEntry, ModelState};

@@ -1,0 +1,88 @@
+//! What the node is told, checked before it starts. Where it was written (flags, TOML, `config.pbtxt`) is
+//! the business of whoever builds it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use quadrant_engine::EngineKind;
+use quadrant_policy::Limits;
+use quadrant_types::CoreSet;
+
+/// The configuration of one node.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The model repository.
+    pub models_dir: PathBuf,
+    /// The cores that compute. The sockets and timers are not confined to them.
+    pub cores: CoreSet,
+    /// ONNX Runtime's shared library, if there is one.
+    pub onnxruntime: Option<PathBuf>,
+    /// The scheduler's bounds.
+    pub limits: Limits,
+    /// How long the measuring of one model at load may take.
+    pub probe_budget: Duration,
+    /// What holds for a model that does not say otherwise.
+    pub defaults: ModelSettings,
+    /// What single models say, by name.
+    pub models: BTreeMap<String, ModelSettings>,
+}
+
+/// What can be said of a model. `None` means: whatever is said one level further out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ModelSettings {
+    /// Which engine runs it.
+    pub engine: Option<EngineKind>,
+    /// Whether requests share steps.
+    pub batching: Option<Batching>,
+    /// Cores of one step; measured at load if not given.
+    pub width: Option<usize>,
+    /// The most requests that wait.
+    pub queue_max: Option<usize>,
+    /// How long the first request of a batch may wait for others.
+    pub delay_max: Option<Duration>,
+}
+
+/// Whether requests of a model share steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Batching {
+    /// If the graph permits it and a probe shows that rows do not depend on each other.
+    Auto,
+    /// Never; the first dimension is not a batch dimension.
+    Off,
+    /// Up to this many rows, if the probe agrees.
+    UpTo(u32),
+}
+
+/// Requests that wait for one model unless something else is said.
+const QUEUE_MAX: usize = 256;
+
+impl ModelSettings {
+    /// These settings, with `outer` filling what is not said.
+    #[must_use]
+    pub fn or(&self, outer: &Self) -> Self {
+        Self {
+            engine: self.engine.or(outer.engine),
+            batching: self.batching.or(outer.batching),
+            width: self.width.or(outer.width),
+            queue_max: self.queue_max.or(outer.queue_max),
+            delay_max: self.delay_max.or(outer.delay_max),
+        }
+    }
+
+    /// How requests share steps.
+    pub fn batching(&self) -> Batching {
+        self.batching.unwrap_or(Batching::Auto)
+    }
+
+    /// The most requests that wait.
+    pub fn queue_max(&self) -> usize {
+        self.queue_max.unwrap_or(QUEUE_MAX)
+    }
+
+    /// How long the first request of a batch may wait for others. By default not at all: while all lanes
+    /// are busy requests gather by themselves, and an idle lane is better used at once.
+    pub fn delay_max(&self) -> Duration {
+        self.delay_max.unwrap_or_default()
+    }
+}

@@ -1,0 +1,408 @@
+//! The loop that turns what happens into events for the scheduler, and its actions into deeds.
+//!
+//! There is one scheduler and it handles one event at a time, but there is no thread for it: whoever
+//! brings an event puts it into the inbox and, if nobody else is at work, works the inbox off ("flat
+//! combining", Hendler et al., SPAA 2010). A request then crosses threads twice, to its lane and back,
+//! instead of four times, and under load one thread works off what all brought. The order of the inbox is
+//! the order of the events, so decisions stay reproducible.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+use std::time::Duration;
+
+use quadrant_engine::{
+    EngineError, Lane, LaneReport, LaneSink, LaneWork, Part, PartOutputs, Refusal, Refused, Runner,
+};
+use quadrant_policy::{Action, Event, ModelTerms, Policy, Step, StepOutcome, StepReport};
+use quadrant_types::{
+    Clock, Ending, Error, ErrorCode, LaneId, ModelId, Request, RequestId, StepId, Tensor, Time, Timing, Work,
+};
+use tokio::sync::oneshot;
+
+use crate::registry::Registry;
+use crate::telemetry::{Snapshot, Telemetry};
+use crate::ticker::Ticker;
+use crate::{Answer, ModelEntry, Response, Submission};
+
+/// Arrivals that may lie in the inbox unlooked at. Reports and departures always find room: there are
+/// never more of them than steps and requests that were let in.
+const INBOX_ARRIVALS_MAX: usize = 4_096;
+
+/// Everything that can happen to the node. The scheduler's [`Event`]s, with their payloads.
+pub(crate) enum Message {
+    ModelUp(ModelId, ModelTerms),
+    Submit(Box<Pending>),
+    Leave(RequestId),
+    Report(LaneReport),
+    Drain,
+    Tick,
+}
+
+/// A request that has not ended, with what the scheduler does not see.
+pub(crate) struct Pending {
+    request: Request,
+    model: Arc<ModelEntry>,
+    inputs: Arc<[Tensor]>,
+    outputs: Arc<[usize]>,
+    answer: oneshot::Sender<Result<Answer, Error>>,
+    timing: Timing,
+    /// The outputs, once its lane has brought them.
+    computed: Option<Vec<Tensor>>,
+}
+
+/// The one owner of the scheduler's state. See the module's text.
+pub(crate) struct Driver {
+    clock: Arc<dyn Clock>,
+    inbox: Mutex<VecDeque<Message>>,
+    core: Mutex<Core>,
+    ticker: Ticker,
+    telemetry: Arc<Telemetry>,
+    next_request: AtomicU64,
+    draining: AtomicBool,
+    lanes_stalled: AtomicBool,
+    drained: OnceLock<()>,
+    on_drained: Mutex<Option<oneshot::Sender<()>>>,
+}
+
+/// What only the thread that works the inbox off touches.
+struct Core {
+    policy: Policy,
+    lanes: BTreeMap<LaneId, Lane>,
+    pending: BTreeMap<RequestId, Pending>,
+    steps: BTreeMap<StepId, (Arc<ModelEntry>, Step)>,
+    actions: Vec<Action>,
+}
+
+impl Driver {
+    pub(crate) fn new(clock: Arc<dyn Clock>, policy: Policy, telemetry: Arc<Telemetry>) -> Arc<Self> {
+        let core = Core {
+            policy,
+            lanes: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            steps: BTreeMap::new(),
+            actions: Vec::new(),
+        };
+        Arc::new(Self {
+            ticker: Ticker::new(),
+            clock,
+            inbox: Mutex::new(VecDeque::new()),
+            core: Mutex::new(core),
+            telemetry,
+            next_request: AtomicU64::new(0),
+            draining: AtomicBool::new(false),
+            lanes_stalled: AtomicBool::new(false),
+            drained: OnceLock::new(),
+            on_drained: Mutex::new(None),
+        })
+    }
+
+    /// Gives the driver its lanes, which need the driver to report to.
+    pub(crate) fn adopt(&self, lanes: Vec<Lane>) {
+        self.visit(|core| core.lanes = lanes.into_iter().map(|lane| (lane.spec().id, lane)).collect());
+    }
+
+    /// Gives a lane what it needs to run a model.
+    pub(crate) fn install(
+        &self,
+        lane: LaneId,
+        model: ModelId,
+        runner: Box<dyn Runner>,
+    ) -> Result<(), Refused<Box<dyn Runner>>> {
+        self.visit(|core| match core.lanes.get(&lane) {
+            Some(lane) => lane.install(model, runner),
+            None => Err(Refused { reason: Refusal::Stopped, returned: runner }),
+        })
+    }
+
+    /// Waits for the core and does something with it that is no event. What came in meanwhile found the
+    /// core taken, so it is worked off here.
+    fn visit<T>(&self, visit: impl FnOnce(&mut Core) -> T) -> T {
+        let result = visit(&mut lock(&self.core));
+        self.work_off();
+        result
+    }
+
+    pub(crate) fn submit(self: &Arc<Self>, submission: Submission) -> Result<Response, Error> {
+        let id = RequestId(self.next_request.fetch_add(1, Ordering::Relaxed));
+        let Submission { model, inputs, outputs, priority, objective, arrived } = submission;
+        let (sender, answer) = oneshot::channel();
+        let work = Work::Once {
+            rows: model.rows(&inputs),
+            shape: model.shapes.intern(&inputs, &outputs, model.batches),
+            bytes_in: inputs.iter().map(|input| input.data.len() as u64).sum(),
+        };
+        let request = Request { id, model: model.id, priority, arrived, objective, work };
+        let timing = Timing { arrived, submitted: self.clock.now(), ..Timing::default() };
+        let pending =
+            Box::new(Pending { request, model, inputs, outputs, answer: sender, timing, computed: None });
+        {
+            let mut inbox = lock(&self.inbox);
+            if inbox.len() >= INBOX_ARRIVALS_MAX {
+                pending.model.metrics.failed(ErrorCode::ResourceExhausted);
+                let full = format!("more than `{INBOX_ARRIVALS_MAX}` requests arrived at once");
+                return Err(
+                    Error::new(ErrorCode::ResourceExhausted, full).retry_after(Duration::from_secs(1))
+                );
+            }
+            inbox.push_back(Message::Submit(pending));
+        }
+        self.work_off();
+        Ok(Response { id, answer, driver: Arc::clone(self), over: false })
+    }
+
+    pub(crate) fn leave(&self, id: RequestId) {
+        self.post(Message::Leave(id));
+    }
+
+    /// Refuses new requests from now on. The receiver is told when the last accepted one has ended.
+    pub(crate) fn drain(&self) -> oneshot::Receiver<()> {
+        let (sender, receiver) = oneshot::channel();
+        *lock(&self.on_drained) = Some(sender);
+        self.draining.store(true, Ordering::Release);
+        self.post(Message::Drain);
+        if self.drained.get().is_some() {
+            self.tell_drained();
+        }
+        receiver
+    }
+
+    /// Neither draining nor with a stalled lane.
+    pub(crate) fn is_well(&self) -> bool {
+        !self.draining.load(Ordering::Acquire) && !self.lanes_stalled.load(Ordering::Acquire)
+    }
+
+    /// Puts an event into the inbox, and sees to it that somebody works it off.
+    pub(crate) fn post(&self, message: Message) {
+        lock(&self.inbox).push_back(message);
+        self.work_off();
+    }
+
+    /// Works the inbox off unless somebody is at it. Whoever was at it looks again after letting go, so an
+    /// event that came in between is not left behind: the inbox's own lock orders the two looks.
+    fn work_off(&self) {
+        loop {
+            let mut core = match self.core.try_lock() {
+                Ok(core) => core,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => return,
+            };
+            loop {
+                let message = lock(&self.inbox).pop_front();
+                let Some(message) = message else { break };
+                self.handle(&mut core, message);
+            }
+            self.ticker.set(core.policy.next_deadline());
+            drop(core);
+            if lock(&self.inbox).is_empty() {
+                return;
+            }
+        }
+    }
+
+    fn handle(&self, core: &mut Core, message: Message) {
+        let event = match message {
+            Message::ModelUp(model, terms) => Event::ModelUp(model, terms),
+            Message::Submit(pending) => {
+                let request = pending.request;
+                self.telemetry.accepted.inc();
+                core.pending.insert(request.id, *pending);
+                Event::Arrived(request)
+            }
+            Message::Leave(id) => Event::Left(id),
+            Message::Report(report) => Event::Ended(self.take_report(core, report)),
+            Message::Drain => Event::Drain,
+            Message::Tick => Event::Tick,
+        };
+        let mut actions = std::mem::take(&mut core.actions);
+        core.policy.on_event(self.clock.now(), event, &mut actions);
+        for action in actions.drain(..) {
+            self.perform(core, action);
+        }
+        core.actions = actions;
+    }
+
+    fn perform(&self, core: &mut Core, action: Action) {
+        match action {
+            Action::Run(step) => self.run(core, step),
+            Action::End(id, ending) => self.end(core, id, ending),
+            Action::LaneStalled(lane, step) => {
+                self.lanes_stalled.store(true, Ordering::Release);
+                self.telemetry.lane_stalled(
+                    lane,
+                    step,
+                    core.steps.get(&step).map(|(model, _)| &*model.spec.name),
+                );
+            }
+            Action::LaneRecovered(lane) => {
+                self.lanes_stalled.store(core.policy.stalled_lanes().next().is_some(), Ordering::Release);
+                self.telemetry.lane_recovered(lane);
+            }
+            Action::Drained => {
+                // Set before it is told: whoever asks to be told after this asks first whether it is set.
+                self.drained.get_or_init(|| ());
+                self.tell_drained();
+            }
+        }
+    }
+
+    fn tell_drained(&self) {
+        if let Some(sender) = lock(&self.on_drained).take() {
+            // The one who asked may have given up waiting.
+            sender.send(()).unwrap_or_default();
+        }
+    }
+
+    fn run(&self, core: &mut Core, step: Step) {
+        let mut parts = Vec::with_capacity(step.requests.len());
+        let mut common = None;
+        for id in &step.requests {
+            let pending = &core.pending[id];
+            let Work::Once { rows, .. } = pending.request.work;
+            parts.push(Part { request: *id, rows: rows as usize, inputs: Arc::clone(&pending.inputs) });
+            common.get_or_insert((Arc::clone(&pending.model), Arc::clone(&pending.outputs)));
+        }
+        let (model, outputs) = common.expect("a step has at least one request");
+        let work = LaneWork { step: step.id, model: step.model, parts, outputs };
+        let refused = core.lanes[&step.lane].run(work).err();
+        if let Some(refused) = refused {
+            // Never seen: a lane is given one step at a time and installs leave room. If it happens, the
+            // step fails like any other.
+            let now = self.clock.now();
+            let error = EngineError::Panicked(refused.reason.to_string());
+            let (gathered, computed, scattered) = (now, now, now);
+            let report = LaneReport {
+                step: step.id,
+                lane: step.lane,
+                began: now,
+                gathered,
+                computed,
+                scattered,
+                result: Err(error),
+            };
+            lock(&self.inbox).push_back(Message::Report(report));
+        }
+        core.steps.insert(step.id, (model, step));
+    }
+
+    /// Gives the outputs of a step to its requests and tells the scheduler how it went.
+    fn take_report(&self, core: &mut Core, report: LaneReport) -> StepReport {
+        let LaneReport { step, began, gathered, computed, scattered, result, .. } = report;
+        let (model, step_plan) = core.steps.remove(&step).expect("only running steps are reported");
+        let outcome = match result {
+            Ok(parts) => {
+                let executed = Executed { began, gathered, computed, scattered };
+                self.hand_out(core, &step_plan, executed, parts);
+                model.metrics.executed(step_plan.rows, computed.since(began), step_plan.predicted);
+                StepOutcome::Completed
+            }
+            Err(error) => {
+                let error = to_client(&error);
+                if error.code == ErrorCode::Internal {
+                    self.telemetry.step_failed(&model.spec.name, &error);
+                }
+                StepOutcome::Failed(error)
+            }
+        };
+        StepReport { step, began, ended: scattered, outcome }
+    }
+
+    fn hand_out(&self, core: &mut Core, step: &Step, executed: Executed, parts: Vec<PartOutputs>) {
+        for part in parts {
+            // Those who left or expired meanwhile are no longer pending.
+            let Some(pending) = core.pending.get_mut(&part.request) else { continue };
+            let timing = &mut pending.timing;
+            timing.began = executed.began;
+            timing.gathered = executed.gathered;
+            timing.computed = executed.computed;
+            timing.scattered = executed.scattered;
+            timing.batch_rows = step.rows;
+            timing.predicted = step.predicted;
+            pending.computed = Some(part.outputs);
+        }
+    }
+
+    fn end(&self, core: &mut Core, id: RequestId, ending: Ending) {
+        let pending = core.pending.remove(&id).expect("every request ends exactly once");
+        let result = match ending {
+            Ending::Completed => {
+                pending.model.metrics.completed(&pending.timing, self.clock.now());
+                let outputs = pending.computed.expect("a completed request was given its outputs");
+                Ok(Answer { outputs, timing: pending.timing })
+            }
+            Ending::Failed(error) => {
+                pending.model.metrics.failed(error.code);
+                Err(error)
+            }
+        };
+        self.telemetry.ended.inc();
+        // Nobody listens any more if the client left; that it ended is what counts.
+        drop(pending.answer.send(result));
+    }
+
+    /// What the metrics show of the present state.
+    pub(crate) fn snapshot(&self, registry: &Registry) -> Snapshot {
+        let models = registry.entries();
+        self.visit(|core| Snapshot {
+            queued: models.iter().map(|model| core.policy.queued(model.id)).collect(),
+            lanes_stalled: core.policy.stalled_lanes().count(),
+            violated: core.policy.violated_invariant(),
+            models,
+        })
+    }
+
+    /// Ends the lanes, giving each `patience` to finish its step.
+    pub(crate) fn stop(&self, patience: Duration) {
+        self.ticker.stop();
+        let lanes = self.visit(|core| std::mem::take(&mut core.lanes));
+        for (id, lane) in lanes {
+            if !lane.stop(patience) {
+                tracing::warn!(lane = id.0, "the lane did not end in time and is left behind");
+            }
+        }
+    }
+
+    /// Ticks whenever the scheduler asked to be woken; returns when the driver is stopped.
+    pub(crate) fn run_ticker(&self) {
+        while self.ticker.wait(&*self.clock) {
+            self.post(Message::Tick);
+        }
+    }
+}
+
+impl LaneSink for Driver {
+    fn report(&self, report: LaneReport) {
+        self.post(Message::Report(report));
+    }
+}
+
+impl std::fmt::Debug for Driver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Driver").finish_non_exhaustive()
+    }
+}
+
+/// The times of a step's stages.
+#[derive(Clone, Copy)]
+struct Executed {
+    began: Time,
+    gathered: Time,
+    computed: Time,
+    scattered: Time,
+}
+
+/// What a client is told of an engine's failure.
+fn to_client(error: &EngineError) -> Error {
+    let code = match error {
+        EngineError::Input(_) => ErrorCode::InvalidArgument,
+        EngineError::OutOfMemory(_) => ErrorCode::ResourceExhausted,
+        EngineError::Load(_) | EngineError::Revoked => ErrorCode::Unavailable,
+        EngineError::Panicked(_) => ErrorCode::Internal,
+    };
+    Error::new(code, error.to_string())
+}
+
+/// A panic while the lock was held is a bug that was reported where it happened; serving goes on.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,148 @@
+//! Starts a node, and ends it.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use quadrant_engine::{EngineError, Engines, Lane, LaneSink, LaneSpec, OnnxRuntime, SchedulingClass};
+use quadrant_policy::{LaneShape, Policy};
+use quadrant_types::{Clock, CoreSet, LaneId};
+
+use crate::driver::Driver;
+use crate::registry::Registry;
+use crate::telemetry::Telemetry;
+use crate::{Config, Handle, MonotonicClock, loader, repository};
+
+/// Commands that wait at a lane while a step runs: the next step, and runners being installed.
+const LANE_CAPACITY: usize = 16;
+
+/// Why a node could not start. All of it is said before a port answers.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The model repository cannot be read.
+    #[error("cannot read the models folder `{path}`: {source}", path = path.display())]
+    Repository {
+        /// The folder.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// ONNX Runtime was asked for and cannot be used.
+    #[error("cannot use ONNX Runtime from `{path}`: {source}", path = path.display())]
+    OnnxRuntime {
+        /// The library.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: EngineError,
+    },
+    /// A thread could not be started on its cores.
+    #[error("cannot start the lanes on cores `{cores}`: {source}")]
+    Lanes {
+        /// The cores asked for.
+        cores: CoreSet,
+        /// What the operating system said.
+        source: io::Error,
+    },
+}
+
+/// A running node. Dropping it ends it without draining.
+#[derive(Debug)]
+pub struct Node {
+    handle: Handle,
+    ticker: Option<JoinHandle<()>>,
+    loader: Option<JoinHandle<()>>,
+}
+
+impl Node {
+    /// Starts the lanes and begins to load the models. Returns at once; [`Handle::is_ready`] says when
+    /// every model was loaded or has failed.
+    ///
+    /// # Errors
+    /// [`StartError`], before anything runs.
+    pub fn start(config: Config) -> Result<Self, StartError> {
+        let found = repository::scan(&config.models_dir)
+            .map_err(|source| StartError::Repository { path: config.models_dir.clone(), source })?;
+        let onnxruntime = match &config.onnxruntime {
+            None => None,
+            Some(path) => Some(
+                OnnxRuntime::open(path)
+                    .map_err(|source| StartError::OnnxRuntime { path: path.clone(), source })?,
+            ),
+        };
+        let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
+        let telemetry = Arc::new(Telemetry::new());
+        let lanes = lane_specs(config.cores);
+        let shapes = lanes.iter().map(|lane| LaneShape { id: lane.id, cores: lane.cores }).collect();
+        let policy = Policy::new(shapes, config.limits);
+        let driver = Driver::new(Arc::clone(&clock), policy, Arc::clone(&telemetry));
+        let start = |spec: &LaneSpec| {
+            let sink = Arc::clone(&driver) as Arc<dyn LaneSink>;
+            Lane::start(*spec, Arc::clone(&clock), sink, LANE_CAPACITY)
+        };
+        let cores = config.cores;
+        let lane_error = |source| StartError::Lanes { cores, source };
+        driver.adopt(lanes.iter().map(start).collect::<Result<_, _>>().map_err(lane_error)?);
+        let registry = Arc::new(Registry::default());
+        let handle = Handle { clock: Arc::clone(&clock), driver, registry, telemetry };
+        let ticking = Arc::clone(&handle.driver);
+        let ticker = spawn("ticker", move || ticking.run_ticker()).map_err(lane_error)?;
+        let engines = Engines { onnxruntime, clock };
+        let loading = loader::Loader::new(handle.clone(), engines, lanes, config, found);
+        let loader = spawn("loader", move || loading.run()).map_err(lane_error)?;
+        Ok(Self { handle, ticker: Some(ticker), loader: Some(loader) })
+    }
+
+    /// The way in for the protocols.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// Refuses new requests and resolves when the last accepted one has ended.
+    pub fn drain(&self) -> impl Future<Output = ()> + use<> {
+        let drained = self.handle.driver.drain();
+        async move {
+            // The sender lives as long as the driver; if it is gone, so is everything to wait for.
+            drop(drained.await);
+        }
+    }
+
+    /// Ends the lanes, giving each `patience` to finish its step.
+    pub fn stop(mut self, patience: Duration) {
+        self.end(patience);
+    }
+
+    fn end(&mut self, patience: Duration) {
+        self.handle.driver.stop(patience);
+        if let Some(ticker) = self.ticker.take() {
+            drop(ticker.join());
+        }
+        // A load cannot be interrupted; its thread is left to the end of the process.
+        drop(self.loader.take());
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if self.ticker.is_some() {
+            self.end(Duration::from_secs(1));
+        }
+    }
+}
+
+/// One lane for each core, and one for all of them together.
+fn lane_specs(cores: CoreSet) -> Vec<LaneSpec> {
+    let single = cores.cores().map(|core| CoreSet::from_cores([core]));
+    let wide = (cores.len() > 1).then_some(cores);
+    let spec = |(index, cores)| LaneSpec {
+        id: LaneId(u16::try_from(index).expect("there are at most 65 lanes")),
+        cores,
+        class: SchedulingClass::Urgent,
+    };
+    single.chain(wide).enumerate().map(spec).collect()
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(run)
+}

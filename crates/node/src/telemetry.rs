@@ -1,0 +1,330 @@
+//! The metrics, and the log lines of the node: one function for each event.
+//!
+//! Names and meanings of the `nv_*` families are Triton's, so that its dashboards work unchanged; the
+//! histograms are those proposed there as `*_duration_histogram_us`. Families of our own begin with
+//! `quadrant_`. Each model holds its own counters, so counting a request is a handful of atomic additions.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus::core::Collector;
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+use quadrant_types::{Error, ErrorCode, LaneId, StepId, Time, Timing};
+
+use crate::ModelEntry;
+
+/// Upper bounds of the duration histograms, in microseconds: 100 us to 50 s, about three a decade.
+const DURATION_BUCKETS_US: [f64; 18] = [
+    100.0, 250.0, 500.0, 1e3, 2.5e3, 5e3, 1e4, 2.5e4, 5e4, 1e5, 2.5e5, 5e5, 1e6, 2.5e6, 5e6, 1e7, 2.5e7, 5e7,
+];
+
+/// Upper bounds of real over predicted time: 1 is a perfect prediction.
+const RATIO_BUCKETS: [f64; 12] = [0.25, 0.5, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 2.0, 4.0, 10.0];
+
+/// Triton's reasons for a failed request.
+const REASONS: [&str; 4] = ["REJECTED", "CANCELED", "BACKEND", "OTHER"];
+
+/// All metric families of the node.
+pub(crate) struct Telemetry {
+    registry: Registry,
+    families: Families,
+    pub(crate) accepted: IntCounter,
+    pub(crate) ended: IntCounter,
+    lanes_stalled: IntGauge,
+    resident_bytes: IntGauge,
+    invariant_violations: IntCounter,
+}
+
+/// The families with a label for each model.
+struct Families {
+    success: IntCounterVec,
+    failure: IntCounterVec,
+    rows: IntCounterVec,
+    steps: IntCounterVec,
+    totals_us: Vec<IntCounterVec>,
+    histograms_us: Vec<HistogramVec>,
+    pending: IntGaugeVec,
+    load_seconds: prometheus::GaugeVec,
+    codes: IntCounterVec,
+    ratio: HistogramVec,
+}
+
+/// The present state, for the gauges.
+pub(crate) struct Snapshot {
+    pub(crate) models: Vec<Arc<ModelEntry>>,
+    /// Requests waiting, model by model.
+    pub(crate) queued: Vec<usize>,
+    pub(crate) lanes_stalled: usize,
+    pub(crate) violated: Option<&'static str>,
+}
+
+/// The stages whose times are counted; the first is the whole request.
+const STAGES: [(&str, &str); 5] = [
+    ("request", "inference request duration, from its last byte to its answer"),
+    ("queue", "time from the scheduler to a lane"),
+    ("compute_input", "time to gather the inputs of a step"),
+    ("compute_infer", "time in the engine"),
+    ("compute_output", "time to cut the outputs of a step apart"),
+];
+
+impl Telemetry {
+    pub(crate) fn new() -> Self {
+        let registry = Registry::new();
+        let counter = |name: &str, help: &str| {
+            keep(&registry, IntCounter::with_opts(Opts::new(name, help)).expect("the name is valid"))
+        };
+        let gauge = |name: &str, help: &str| {
+            keep(&registry, IntGauge::with_opts(Opts::new(name, help)).expect("the name is valid"))
+        };
+        Self {
+            families: Families::new(&registry),
+            accepted: counter("quadrant_requests_accepted_total", "Requests that reached the scheduler"),
+            ended: counter("quadrant_requests_ended_total", "Requests that ended, each exactly once"),
+            lanes_stalled: gauge("quadrant_lanes_stalled", "Lanes whose step runs far longer than predicted"),
+            resident_bytes: gauge("quadrant_resident_bytes", "Resident memory of the process"),
+            invariant_violations: counter(
+                "quadrant_invariant_violations_total",
+                "Scrapes at which an invariant of the scheduler did not hold; anything but 0 is a bug",
+            ),
+            registry,
+        }
+    }
+
+    /// The counters of one model, from now on part of the output even while they are zero.
+    pub(crate) fn model(&self, name: &str, version: u64) -> ModelMetrics {
+        ModelMetrics::new(&self.families, name, version)
+    }
+
+    pub(crate) fn render(&self, snapshot: &Snapshot) -> String {
+        for (model, queued) in snapshot.models.iter().zip(&snapshot.queued) {
+            model.metrics.pending.set(i64::try_from(*queued).unwrap_or(i64::MAX));
+        }
+        self.lanes_stalled.set(i64::try_from(snapshot.lanes_stalled).unwrap_or(i64::MAX));
+        let resident = quadrant_sys::resident_bytes().unwrap_or(0);
+        self.resident_bytes.set(i64::try_from(resident).unwrap_or(i64::MAX));
+        if let Some(invariant) = snapshot.violated {
+            self.invariant_violations.inc();
+            tracing::error!(invariant, "an invariant of the scheduler does not hold; please report this");
+        }
+        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
+    }
+
+    pub(crate) fn lane_stalled(&self, lane: LaneId, step: StepId, model: Option<&str>) {
+        tracing::error!(lane = lane.0, step = step.0, model, "the lane is stalled; its requests were ended");
+    }
+
+    pub(crate) fn lane_recovered(&self, lane: LaneId) {
+        tracing::warn!(lane = lane.0, "the stalled lane has recovered");
+    }
+
+    pub(crate) fn step_failed(&self, model: &str, error: &Error) {
+        tracing::error!(model, %error, "a step failed");
+    }
+
+    pub(crate) fn model_ready(&self, entry: &ModelEntry, took: Duration) {
+        entry.metrics.load_seconds.set(took.as_secs_f64());
+        tracing::info!(
+            model = &*entry.spec.name,
+            version = entry.spec.version,
+            engine = entry.engine,
+            rows_max = entry.rows_max,
+            width = entry.width,
+            took_ms = took.as_millis(),
+            "model ready: {}",
+            entry.rationale
+        );
+    }
+
+    pub(crate) fn settings_unused(&self, model: &str, fields: &[&str]) {
+        tracing::warn!(model, "fields of `config.pbtxt` that are not used: {}", fields.join(", "));
+    }
+
+    pub(crate) fn model_failed(&self, name: &str, version: u64, reason: &str) {
+        tracing::error!(model = name, version, "model unavailable: {reason}");
+    }
+}
+
+impl fmt::Debug for Telemetry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Telemetry").finish_non_exhaustive()
+    }
+}
+
+impl Families {
+    fn new(registry: &Registry) -> Self {
+        let model = ["model", "version"];
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            keep(registry, IntCounterVec::new(Opts::new(name, help), labels).expect("the name is valid"))
+        };
+        let histograms = |name: &str, help: &str, buckets: &[f64]| {
+            let opts = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+            keep(registry, HistogramVec::new(opts, &model).expect("the name is valid"))
+        };
+        let total = |(stage, help): (&str, &str)| {
+            counters(&format!("nv_inference_{stage}_duration_us"), &format!("Cumulative {help}"), &model)
+        };
+        let histogram = |(stage, help): (&str, &str)| {
+            let name = format!("nv_inference_{stage}_duration_histogram_us");
+            histograms(&name, &format!("Distribution of the {help}"), &DURATION_BUCKETS_US)
+        };
+        let gauge_opts = Opts::new(
+            "nv_inference_pending_request_count",
+            "Instantaneous number of pending requests awaiting execution per-model.",
+        );
+        let load_opts = Opts::new("nv_model_load_duration_secs", "Model load time in seconds");
+        Self {
+            success: counters(
+                "nv_inference_request_success",
+                "Number of successful inference requests, all batch sizes",
+                &model,
+            ),
+            failure: counters(
+                "nv_inference_request_failure",
+                "Number of failed inference requests, all batch sizes",
+                &["model", "reason", "version"],
+            ),
+            rows: counters("nv_inference_count", "Number of inferences performed", &model),
+            steps: counters("nv_inference_exec_count", "Number of model executions performed", &model),
+            totals_us: STAGES.into_iter().map(total).collect(),
+            histograms_us: STAGES.into_iter().map(histogram).collect(),
+            pending: keep(registry, IntGaugeVec::new(gauge_opts, &model).expect("the name is valid")),
+            load_seconds: keep(
+                registry,
+                prometheus::GaugeVec::new(load_opts, &model).expect("the name is valid"),
+            ),
+            codes: counters(
+                "quadrant_request_failures_total",
+                "Failed requests by error code",
+                &["model", "version", "code"],
+            ),
+            ratio: histograms(
+                "quadrant_step_real_over_predicted",
+                "Real over predicted time of steps; the error of the cost model",
+                &RATIO_BUCKETS,
+            ),
+        }
+    }
+}
+
+fn keep<T: Collector + Clone + 'static>(registry: &Registry, collector: T) -> T {
+    registry.register(Box::new(collector.clone())).expect("every family is registered once");
+    collector
+}
+
+/// The counters of one model.
+pub(crate) struct ModelMetrics {
+    success: IntCounter,
+    failures: [IntCounter; REASONS.len()],
+    codes: [IntCounter; ErrorCode::ALL.len()],
+    rows: IntCounter,
+    steps: IntCounter,
+    totals_us: Vec<IntCounter>,
+    histograms_us: Vec<Histogram>,
+    pending: IntGauge,
+    load_seconds: prometheus::Gauge,
+    ratio: Histogram,
+}
+
+impl ModelMetrics {
+    fn new(families: &Families, name: &str, version: u64) -> Self {
+        let version = version.to_string();
+        let model = [name, version.as_str()];
+        Self {
+            success: families.success.with_label_values(&model),
+            failures: REASONS
+                .map(|reason| families.failure.with_label_values(&[name, reason, version.as_str()])),
+            codes: ErrorCode::ALL
+                .map(|code| families.codes.with_label_values(&[name, version.as_str(), code.name()])),
+            rows: families.rows.with_label_values(&model),
+            steps: families.steps.with_label_values(&model),
+            totals_us: families.totals_us.iter().map(|family| family.with_label_values(&model)).collect(),
+            histograms_us: families
+                .histograms_us
+                .iter()
+                .map(|family| family.with_label_values(&model))
+                .collect(),
+            pending: families.pending.with_label_values(&model),
+            load_seconds: families.load_seconds.with_label_values(&model),
+            ratio: families.ratio.with_label_values(&model),
+        }
+    }
+
+    /// A request has its answer.
+    pub(crate) fn completed(&self, timing: &Timing, now: Time) {
+        self.success.inc();
+        let stages = [
+            now.since(timing.arrived),
+            timing.began.since(timing.submitted),
+            timing.gathered.since(timing.began),
+            timing.computed.since(timing.gathered),
+            timing.scattered.since(timing.computed),
+        ];
+        for (stage, took) in stages.into_iter().enumerate() {
+            self.totals_us[stage].inc_by(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+            self.histograms_us[stage].observe(took.as_secs_f64() * 1e6);
+        }
+    }
+
+    /// A request ended without an answer.
+    pub(crate) fn failed(&self, code: ErrorCode) {
+        let reason = match code {
+            ErrorCode::ResourceExhausted | ErrorCode::Unavailable | ErrorCode::DeadlineExceeded => 0,
+            ErrorCode::Cancelled => 1,
+            ErrorCode::Internal => 2,
+            ErrorCode::InvalidArgument
+            | ErrorCode::NotFound
+            | ErrorCode::TooLarge
+            | ErrorCode::Unsupported => 3,
+        };
+        self.failures[reason].inc();
+        self.codes[ErrorCode::ALL.iter().position(|known| *known == code).unwrap_or_default()].inc();
+    }
+
+    /// A step ran.
+    pub(crate) fn executed(&self, rows: u32, real: Duration, predicted: Duration) {
+        self.steps.inc();
+        self.rows.inc_by(u64::from(rows));
+        if !predicted.is_zero() {
+            self.ratio.observe(real.as_secs_f64() / predicted.as_secs_f64());
+        }
+    }
+}
+
+impl fmt::Debug for ModelMetrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ModelMetrics").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_labels_are_tritons() {
+        let telemetry = Telemetry::new();
+        let metrics = telemetry.model("addsub", 1);
+        metrics.completed(&Timing::default(), Time::from_nanos(3_000_000));
+        metrics.failed(ErrorCode::Cancelled);
+        metrics.executed(4, Duration::from_millis(2), Duration::from_millis(1));
+        let snapshot = Snapshot { models: vec![], queued: vec![], lanes_stalled: 0, violated: None };
+        let text = telemetry.render(&snapshot);
+        for line in [
+            "# TYPE nv_inference_request_success counter",
+            r#"nv_inference_request_success{model="addsub",version="1"} 1"#,
+            r#"nv_inference_request_failure{model="addsub",reason="CANCELED",version="1"} 1"#,
+            r#"nv_inference_request_failure{model="addsub",reason="REJECTED",version="1"} 0"#,
+            r#"nv_inference_count{model="addsub",version="1"} 4"#,
+            r#"nv_inference_exec_count{model="addsub",version="1"} 1"#,
+            r#"nv_inference_request_duration_us{model="addsub",version="1"} 3000"#,
+            r#"nv_inference_request_duration_histogram_us_bucket{model="addsub",version="1",le="5000"} 1"#,
+            r#"nv_inference_pending_request_count{model="addsub",version="1"} 0"#,
+        ] {
+            assert!(text.lines().any(|have| have == line), "no line `{line}` in\n{text}");
+        }
+    }
+}
