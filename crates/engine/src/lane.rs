@@ -46,12 +46,17 @@ pub enum Refusal {
 }
 
 /// What a lane did not take, with the reason.
-#[derive(Debug)]
 pub struct Refused<T> {
     /// Why.
     pub reason: Refusal,
     /// What was to be handed over.
     pub returned: T,
+}
+
+impl<T> fmt::Debug for Refused<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Refused").field("reason", &self.reason).finish_non_exhaustive()
+    }
 }
 
 enum Command {

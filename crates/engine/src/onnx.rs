@@ -36,7 +36,8 @@ pub struct OnnxHeader {
     pub inputs: Vec<TensorSpec>,
     /// The outputs, in the file's order.
     pub outputs: Vec<TensorSpec>,
-    /// For each output whether the file gives its shape; the dimensions of the others are made up.
+    /// For each output whether the file gives its dimensions. Some exporters leave them out, or declare a
+    /// scalar where they do not know better.
     pub outputs_shaped: Vec<bool>,
     /// Version of the standard operator set, 0 if the file does not say.
     pub opset: i64,
@@ -131,11 +132,12 @@ fn input_spec(value: &proto::ValueInfoProto) -> Result<TensorSpec, String> {
 
 fn output_spec(value: &proto::ValueInfoProto) -> Result<(TensorSpec, bool), String> {
     let (mut spec, shaped) = spec("output", value)?;
+    let given = !spec.dims.is_empty();
     if !shaped {
         // The rank is unknown, which a spec cannot say; nobody checks an answer against it.
         spec.dims = vec![Dim::Any];
     }
-    Ok((spec, shaped))
+    Ok((spec, given))
 }
 
 /// The spec of an input or output, and whether the file gives its shape.

@@ -36,9 +36,9 @@ impl OnnxRuntime {
         Runtime::open(path).map(Self).map_err(|error| EngineError::Load(error.message))
     }
 
-    /// What the library says of its build.
-    pub fn build(&self) -> &str {
-        self.0.build()
+    /// Its version, such as `1.23`.
+    pub fn version(&self) -> &str {
+        self.0.version()
     }
 }
 

@@ -169,18 +169,21 @@ impl<'a> Probe<'a> {
 
     /// Inputs of one row that the model runs with: sizes are tried in the place of its symbols.
     fn runnable_row(&self) -> Result<Row, EngineError> {
-        let mut refused = EngineError::Load("its inputs are too large to be tried out".into());
+        let mut result = Err(EngineError::Load("its inputs are too large to be tried out".into()));
         let began = self.clock.now();
         for row in inputs::candidates(self.model.spec()) {
             match self.run(row.tensors(0)) {
-                Ok(_) => return Ok(row),
-                Err(error) => refused = error,
+                Ok(outputs) if outputs.iter().all(says_something) => return Ok(row),
+                // It runs, but nothing can be compared; the next inputs may suit it better.
+                Ok(_) if result.is_err() => result = Ok(row),
+                Err(error) if result.is_err() => result = Err(error),
+                Ok(_) | Err(_) => (),
             }
             if self.clock.now().since(began) > self.options.budget {
                 break;
             }
         }
-        Err(refused)
+        result
     }
 
     /// Whether two different rows give together what they give alone; if not, why.
@@ -197,6 +200,9 @@ impl<'a> Probe<'a> {
         let together = scatter(&requests, together).map_err(failed)?;
         for (part, together) in parts.iter().zip(together) {
             let alone = self.run(part.inputs.to_vec()).map_err(failed)?;
+            if !alone.iter().all(says_something) {
+                return Err("it gives no finite numbers to compare".into());
+            }
             for (index, (alone, together)) in alone.iter().zip(&together.outputs).enumerate() {
                 if !is_close(alone, together) {
                     let name = &self.model.spec().outputs[index].name;
@@ -281,6 +287,11 @@ fn may_batch(spec: &ModelSpec, batching: Batching) -> Result<(), String> {
         Batching::Allowed if spec.inputs.iter().all(|input| open(&input.dims)) => Ok(()),
         Batching::Allowed => Err("the first dimension of an input is fixed".into()),
     }
+}
+
+/// Whether an output has a number to compare: not one of them is finite where inputs were absurd.
+fn says_something(output: &Tensor) -> bool {
+    floats(output).is_none_or(|numbers| numbers.is_empty() || numbers.iter().any(|number| number.is_finite()))
 }
 
 fn is_close(alone: &Tensor, together: &Tensor) -> bool {

@@ -91,18 +91,12 @@ impl Runtime {
         let environment = builder.with_name("quadrant").with_telemetry(false).build()?;
         // A client's mistake makes `Run` fail, and failures would fill the server's standard error.
         environment.set_log_level(LogLevel::Fatal);
-        let information = ort::info();
-        let version = information
-            .split_once("ORT Build Info: ")
-            .map_or(information, |(_, rest)| rest)
-            .split(',')
-            .next()
-            .unwrap_or_default();
+        let version = ort::util::probe(path).map_or_else(String::new, |minor| format!("1.{minor}"));
         Ok(Self { environment, version: version.into() })
     }
 
-    /// What the library says of its build, such as `git-branch=rel-1.23.2`.
-    pub fn build(&self) -> &str {
+    /// Its version, such as `1.23`.
+    pub fn version(&self) -> &str {
         &self.version
     }
 }

@@ -41,7 +41,7 @@ struct Order {
 
 struct Answer {
     outputs: Vec<Tensor>,
-    steps_per_second: f64,
+    /// Time of a step. The mean would count whatever else the machine did meanwhile.
     median: Duration,
 }
 
@@ -106,11 +106,10 @@ pub(super) fn side_by_side(
     let answers = workers.iter().map(|worker| worker.order(inputs.to_vec(), outputs, window));
     let answers = answers.collect::<Result<Vec<_>, _>>()?;
     let answers = answers.iter().map(wait).collect::<Result<Vec<_>, _>>()?;
-    let steps: f64 = answers.iter().map(|answer| answer.steps_per_second).sum();
-    let total: Duration = answers.iter().map(|answer| answer.median).sum();
-    #[expect(clippy::cast_precision_loss, reason = "row counts are far below 2^52")]
-    let rows_per_second = steps * rows as f64;
-    Ok(Measured { rows_per_second, step: total / u32::try_from(workers.len().max(1)).unwrap_or(u32::MAX) })
+    let mean = answers.iter().map(|answer| answer.median).sum::<Duration>() / answers.len().max(1) as u32;
+    #[expect(clippy::cast_precision_loss, reason = "counts of rows and lanes are far below 2^52")]
+    let rows_at_once = (rows * answers.len()) as f64;
+    Ok(Measured { rows_per_second: rows_at_once / mean.as_secs_f64().max(1e-9), step: mean })
 }
 
 fn wait(answer: &Receiver<Result<Answer, EngineError>>) -> Result<Answer, EngineError> {
@@ -137,11 +136,9 @@ fn execute(
         times.push(after.since(now));
         now = after;
     }
-    #[expect(clippy::cast_precision_loss, reason = "step counts are small")]
-    let steps_per_second = times.len() as f64 / now.since(began).as_secs_f64().max(1e-9);
     times.sort_unstable();
     let median = times.get(times.len() / 2).copied().unwrap_or_default();
-    Ok(Answer { outputs, steps_per_second, median })
+    Ok(Answer { outputs, median })
 }
 
 /// Runs one step and waits for its `Done`, wherever it fires.
