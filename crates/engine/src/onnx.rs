@@ -25,9 +25,9 @@ use proto::type_proto::Value as Type;
 
 /// More dimensions than any engine computes with.
 const RANK_MAX: usize = 64;
-/// What may be decoded of a file: names, types and field numbers of some hundred thousand nodes. The
-/// largest published models have a tenth of that.
-const DECODED_BYTES_MAX: usize = 16 << 20;
+/// What may be decoded of a file: names, types and field numbers of about a hundred thousand nodes.
+/// The largest published models have a fraction of that.
+const DECODED_BYTES_MAX: usize = 8 << 20;
 
 /// What a model file says about itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub struct OnnxHeader {
     pub outputs_shaped: Vec<bool>,
     /// Version of the standard operator set, 0 if the file does not say.
     pub opset: i64,
-    /// The operators of the main graph, those of other domains as `domain::name`.
+    /// The operators of the graph and of those within it, those of other domains as `domain::name`.
     pub operators: BTreeSet<String>,
     /// Bytes of the file and of the weights it keeps in other files.
     pub weights_bytes: u64,
@@ -90,7 +90,8 @@ impl OnnxHeader {
         let external = external.filter(|entry| entry.key == b"length");
         let external = external.filter_map(|entry| text(&entry.value).ok()?.parse::<u64>().ok());
         let opset = model.opset_import.iter().find(|opset| is_standard(&opset.domain));
-        let operators = graph.node.iter().map(operator).collect::<Result<_, _>>()?;
+        let mut operators = BTreeSet::new();
+        collect_operators(&graph.node, &mut operators)?;
         Ok(Self {
             inputs,
             outputs,
@@ -104,6 +105,19 @@ impl OnnxHeader {
 
 fn is_standard(domain: &[u8]) -> bool {
     domain.is_empty() || domain == b"ai.onnx"
+}
+
+/// Recurses only as deep as the decoder let the file nest, about thirty graphs.
+fn collect_operators(nodes: &[proto::NodeProto], operators: &mut BTreeSet<String>) -> Result<(), String> {
+    for node in nodes {
+        operators.insert(operator(node)?);
+        for attribute in &node.attribute {
+            for graph in attribute.g.as_deref().into_iter().chain(&attribute.graphs) {
+                collect_operators(&graph.node, operators)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn operator(node: &proto::NodeProto) -> Result<String, String> {

@@ -146,7 +146,7 @@ impl Model for OrtModel {
     fn runner(&self, lane: &LaneSpec) -> Result<Box<dyn Runner>, EngineError> {
         guarded(|| {
             let session = self.session(lane.cores, lane.class)?;
-            Ok(Box::new(OrtRunner { session }) as Box<dyn Runner>)
+            Ok(Box::new(OrtRunner { session, is_new: true }) as Box<dyn Runner>)
         })
     }
 }
@@ -159,11 +159,16 @@ impl fmt::Debug for OrtModel {
 
 struct OrtRunner {
     session: Arc<Session>,
+    /// Its first step also gives back what the session grew to while widths and batches were tried out
+    /// on it; a session never does that by itself.
+    is_new: bool,
 }
 
 impl Runner for OrtRunner {
     fn submit(&mut self, work: StepWork, done: Done) {
-        done.fire(guarded(|| self.session.run(&work.inputs, &work.outputs).map_err(run_error)));
+        let is_new = std::mem::take(&mut self.is_new);
+        let run = if is_new { Session::run_then_shrink } else { Session::run };
+        done.fire(guarded(|| run(&self.session, &work.inputs, &work.outputs).map_err(run_error)));
     }
 }
 

@@ -11,10 +11,10 @@ mod measure;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quadrant_types::{Clock, CoreSet, DataType, Dim, LaneId, ModelSpec, RequestId, Shape, Tensor, Time};
+use quadrant_types::{Clock, CoreSet, DataType, Dim, ModelSpec, RequestId, Shape, Tensor, Time};
 
 use crate::batch::{gather, scatter};
-use crate::{EngineError, LaneSpec, Model, Part, SchedulingClass};
+use crate::{EngineError, LaneSpec, Model, Part};
 use inputs::Row;
 use measure::{Measured, Worker};
 
@@ -101,7 +101,7 @@ pub fn probe(
     let Some(best) = choose(&tried) else {
         return Profile::unknown(&EngineError::Panicked("it ran once, but not again".into()));
     };
-    probe.keep(best.width);
+    probe.keep(best.width, &row);
     let of_width = || tried.iter().filter(|option| option.width == best.width);
     let mut costs: Vec<_> = of_width().map(|option| (option.rows, option.measured.step)).collect();
     costs.sort_unstable();
@@ -144,7 +144,6 @@ struct Probe<'a> {
     narrow: Vec<Worker>,
     wide: Option<LaneSpec>,
     outputs: Arc<[usize]>,
-    class: SchedulingClass,
 }
 
 impl<'a> Probe<'a> {
@@ -160,7 +159,7 @@ impl<'a> Probe<'a> {
         let wide = (lanes.len() > 1).then_some(LaneSpec { cores, ..*first });
         let narrow = lanes.iter().map(|lane| Worker::start(model, lane, clock)).collect::<Result<_, _>>()?;
         let outputs = (0..model.spec().outputs.len()).collect();
-        Ok(Self { model, clock, options, narrow, wide, outputs, class: first.class })
+        Ok(Self { model, clock, options, narrow, wide, outputs })
     }
 
     fn run(&self, inputs: Vec<Tensor>) -> Result<Vec<Tensor>, EngineError> {
@@ -267,13 +266,16 @@ impl<'a> Probe<'a> {
         }
     }
 
-    /// Makes the model keep what a lane of this width needs, before the losing width's runners go.
-    fn keep(&self, width: usize) {
+    /// Makes the model keep what a lane of this width needs, before the losing width's runners go, and
+    /// lets it give back the memory that only the trials needed.
+    fn keep(&mut self, width: usize, row: &Row) {
         let narrow = self.narrow[0].lane;
+        self.narrow.truncate(1);
         let lane = self.wide.filter(|wide| wide.cores.len() == width).unwrap_or(narrow);
-        let lane = LaneSpec { id: LaneId(0), class: self.class, ..lane };
         // It just worked; if it does not now, the node will meet the error and report it.
-        drop(self.model.runner(&lane));
+        if let Ok(worker) = Worker::start(self.model, &lane, self.clock) {
+            drop(worker.once(row.tensors(0), &self.outputs));
+        }
     }
 }
 

@@ -11,8 +11,10 @@ use bytes::Bytes;
 use half::{bf16, f16};
 use quadrant_types::{AlignedBuffer, DataType, Dim, ModelSpec, Shape, Tensor, element_count};
 
-/// What symbols may stand for, typical sizes first: tokens, and pixels divisible by what networks want.
+/// What symbols may stand for, typical numbers of tokens first.
 const SIZES: [usize; 8] = [64, 128, 32, 224, 320, 48, 16, 8];
+/// The same for pictures: networks want widths that are multiples of 32.
+const PIXELS: [usize; 8] = [224, 320, 128, 64, 32, 48, 16, 8];
 /// Lengths of the first dimension where it is not a batch but, say, a signal.
 const LENGTHS: [usize; 4] = [64, 512, 4096, 16_000];
 /// Elements of one input; more says nothing new and may take all memory.
@@ -84,7 +86,9 @@ impl Row {
 
 /// What to try, in this order.
 pub(super) fn candidates(spec: &ModelSpec) -> impl Iterator<Item = Row> {
-    let one_row = move |below| SIZES.into_iter().filter_map(move |size| Row::new(spec, 1, size, below));
+    let is_picture = spec.inputs.iter().any(|input| input.dims.len() == 4 && is_float(input.datatype));
+    let sizes = if is_picture { PIXELS } else { SIZES };
+    let one_row = move |below| sizes.into_iter().filter_map(move |size| Row::new(spec, 1, size, below));
     let longer = LENGTHS.into_iter().filter_map(|length| Row::new(spec, length, length.min(320), 2));
     let narrow = spec.inputs.iter().any(|input| {
         let integer = input.datatype.size().is_some_and(|size| size < 8) && !is_float(input.datatype);
@@ -153,7 +157,7 @@ mod tests {
         assert_eq!(rows.len(), SIZES.len() + 1);
         let shapes =
             |row: &Row| row.tensors(0).into_iter().map(|tensor| tensor.shape.to_vec()).collect::<Vec<_>>();
-        assert_eq!(shapes(&rows[0]), [vec![1, 3, 64, 64], vec![64]]);
+        assert_eq!(shapes(&rows[0]), [vec![1, 3, 224, 224], vec![224]]);
         assert!(rows[0].is_one_row && !rows[SIZES.len()].is_one_row);
         let fixed = model(&[(DataType::Fp32, &[Dim::Fixed(1), Dim::Fixed(576)])]);
         assert_eq!(candidates(&fixed).count(), 1);

@@ -134,15 +134,31 @@ fn lying_lengths_are_found_out_without_taking_memory() {
 
 #[test]
 fn nesting_does_not_exhaust_the_stack() {
-    // Groups are protobuf's other way to nest; attributes with graphs are skipped as a whole.
+    // Groups are protobuf's other way to nest.
     let groups = [0x0b_u8].repeat(1 << 20);
     assert!(read(&encode(&[int(1, 8), bytes(7, groups)])).is_err());
-    let mut attribute = message(5, &[bytes(1, "then_branch")]);
-    for _ in 0..200 {
-        attribute = message(5, &[message(6, &[message(1, &[attribute])])]);
+    let nested = |levels: usize| {
+        let mut nodes = vec![node("Neg", &["x"], &["y"], &[])];
+        for _ in 0..levels {
+            let branch = message(5, &[bytes(1, "then_branch"), message(6, &nodes)]);
+            nodes = vec![node("If", &["c"], &["y"], &[branch])];
+        }
+        read(&model(&[nodes, vec![value(OUTPUT, "y", FLOAT, &[])]].concat()))
+    };
+    assert_eq!(nested(20).unwrap().operators.into_iter().collect::<Vec<_>>(), ["If", "Neg"]);
+    for levels in [40, 4_000] {
+        let error = nested(levels).unwrap_err();
+        assert!(error.contains("recursion limit reached"), "{error}");
     }
-    let file = model(&[message(1, &[bytes(4, "If"), attribute]), value(OUTPUT, "y", FLOAT, &[])]);
-    assert_eq!(read(&file).unwrap().operators.len(), 1);
+    for tag in [INPUT, 13] {
+        let mut nested = message(1, &[int(1, FLOAT)]);
+        for _ in 0..4_000 {
+            nested = message(4, &[message(1, &[nested])]);
+        }
+        let inner = message(tag, &[bytes(1, "x"), message(2, &[nested])]);
+        let error = read(&model(&[inner, value(OUTPUT, "y", FLOAT, &[])])).unwrap_err();
+        assert!(error.contains("recursion limit reached"), "{error}");
+    }
 }
 
 #[test]

@@ -220,3 +220,16 @@ fn lanes_share_a_session_and_get_the_same_bits_side_by_side() {
         assert!((wide - narrow).abs() < 1e-4);
     }
 }
+
+#[test]
+fn deep_nesting_does_not_exhaust_the_stack() {
+    use crate::onnx_file::{bytes, int, message};
+    let mut inner = Vec::new();
+    for _ in 0..3_000 {
+        let attribute = message(5, &[bytes(1, "then_branch"), message(6, &inner), int(20, 5)]);
+        inner = vec![node("If", &["c"], &["y"], &[attribute])];
+    }
+    let io = [value(INPUT, "c", 9, &[]), value(OUTPUT, "y", FLOAT, &[D::S("n")])];
+    let Some(model) = open(&model(&[inner, io.to_vec()].concat())) else { return };
+    assert!(matches!(model, Err(EngineError::Load(_))));
+}

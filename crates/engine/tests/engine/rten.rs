@@ -96,3 +96,25 @@ fn wide_and_narrow_runners_serve_one_model_side_by_side() {
         }
     });
 }
+
+#[test]
+fn deep_nesting_does_not_exhaust_the_stack() {
+    use crate::onnx_file::{bytes, message};
+    let dims = [D::S("n")];
+    let mut inner = Vec::new();
+    for _ in 0..3_000 {
+        let graph = message(6, &inner);
+        let attribute = message(5, &[bytes(1, "then_branch"), graph, crate::onnx_file::int(20, 5)]);
+        inner = vec![node("If", &["c"], &["y"], &[attribute])];
+    }
+    let io = [value(INPUT, "c", 9, &[]), value(OUTPUT, "y", FLOAT, &dims)];
+    assert!(open(&model(&[inner, io.to_vec()].concat())).is_err());
+}
+
+#[test]
+fn truncated_files_are_refused() {
+    let file = identity(FLOAT, &[D::S("n")]);
+    for end in 0..file.len() {
+        let _either = open(&file[..end]);
+    }
+}

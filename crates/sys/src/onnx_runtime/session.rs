@@ -11,7 +11,9 @@ use std::thread::JoinHandle;
 use ort::AsPointer;
 use ort::environment::ThreadManager;
 use ort::memory::MemoryInfo;
+use ort::session::RunOptions;
 use ort::session::builder::GraphOptimizationLevel;
+use ort::sys::OrtRunOptions;
 use ort::value::{Outlet, ValueType};
 use quadrant_types::{Dim, Tensor};
 use smallvec::SmallVec;
@@ -44,12 +46,19 @@ impl fmt::Debug for SessionOptions {
 }
 
 /// A loaded model. With one thread it computes on the caller's; callers may run side by side.
-#[derive(Debug)]
 pub struct Session {
     session: ort::session::Session,
     memory: MemoryInfo<'static>,
+    /// Run options with which the arena gives back what it does not need at the end of the run.
+    shrinking: RunOptions,
     inputs: Vec<CString>,
     outputs: Vec<CString>,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("session", &self.session).finish_non_exhaustive()
+    }
 }
 
 impl Session {
@@ -65,7 +74,9 @@ impl Session {
         let memory = MemoryInfo::default();
         let inputs = names(session.inputs())?;
         let outputs = names(session.outputs())?;
-        Ok(Arc::new(Self { session, memory, inputs, outputs }))
+        let mut shrinking = RunOptions::new()?;
+        shrinking.set("memory.enable_memory_arena_shrinkage", "cpu:0")?;
+        Ok(Arc::new(Self { session, memory, shrinking, inputs, outputs }))
     }
 
     /// The same options as Python's defaults wherever they influence a number; no spinning, since the
@@ -123,6 +134,28 @@ impl Session {
     /// # Errors
     /// What ONNX Runtime says of these inputs.
     pub fn run(self: &Arc<Self>, inputs: &[Tensor], outputs: &[usize]) -> Result<Vec<Tensor>, RuntimeError> {
+        self.run_with(ptr::null(), inputs, outputs)
+    }
+
+    /// The same, and afterwards the session gives back the memory that earlier, larger steps needed. Costs
+    /// about as much as allocating it again.
+    ///
+    /// # Errors
+    /// As for [`Session::run`].
+    pub fn run_then_shrink(
+        self: &Arc<Self>,
+        inputs: &[Tensor],
+        outputs: &[usize],
+    ) -> Result<Vec<Tensor>, RuntimeError> {
+        self.run_with(self.shrinking.ptr(), inputs, outputs)
+    }
+
+    fn run_with(
+        self: &Arc<Self>,
+        options: *const OrtRunOptions,
+        inputs: &[Tensor],
+        outputs: &[usize],
+    ) -> Result<Vec<Tensor>, RuntimeError> {
         if inputs.len() != self.inputs.len() {
             let (given, wanted) = (inputs.len(), self.inputs.len());
             return Err(RuntimeError::new(format!("`{given}` inputs were given, the model has `{wanted}`")));
@@ -137,14 +170,14 @@ impl Session {
         let input_names: SmallVec<[_; USUAL]> = self.inputs.iter().map(|name| name.as_ptr()).collect();
         let input_values: SmallVec<[_; USUAL]> = inputs.iter().map(InputValue::as_ptr).collect();
         let mut results: SmallVec<[_; USUAL]> = outputs.iter().map(|_| ptr::null_mut()).collect();
-        // SAFETY: all six pointers lead to arrays of the lengths given here; names are terminated
-        // strings and values are alive, both borrowed from `self` and `inputs` until after the call. The
-        // session has no other than the processor's execution provider, for which `Run` is documented to
+        // SAFETY: the pointers to names and values lead to arrays of the lengths given here; names are
+        // terminated strings and values are alive, both borrowed from `self` and `inputs` until after the
+        // call. The options are null or those of `self`, which are only read. The session has no other than the processor's execution provider, for which `Run` is documented to
         // be callable from several threads at once; it does not write through the `*mut` session.
         let status = unsafe {
             (ort::api().Run)(
                 self.session.ptr().cast_mut(),
-                ptr::null(),
+                options,
                 input_names.as_ptr(),
                 input_values.as_ptr(),
                 input_values.len(),
