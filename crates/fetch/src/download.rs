@@ -1,4 +1,7 @@
 //! Runs `pip download` and watches the archive grow.
+//!
+//! `pip` prints no progress into a pipe, so the growing file is looked at instead. Its own choice of an
+//! archive for this Python does not matter: the platform is given, so everyone gets the pinned one.
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -76,8 +79,14 @@ fn watch(mut child: Child, mut poll: impl FnMut()) -> io::Result<(bool, String)>
         said
     });
     let status = loop {
-        if let Some(status) = child.try_wait()? {
-            break status;
+        match child.try_wait() {
+            Ok(Some(status)) => break status,
+            Ok(None) => {}
+            Err(error) => {
+                // Its own error, if any, adds nothing to the one that is reported.
+                child.kill().and_then(|()| child.wait().map(drop)).unwrap_or_default();
+                return Err(error);
+            }
         }
         poll();
         thread::park_timeout(POLL);

@@ -14,7 +14,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use catalogue::{
-    MAGIKA, MINILM_L3, Member, ONNX_RUNTIME, PP_OCR, Package, Platform, SENTENCE_TOKENIZER, SILERO_VAD,
+    Archive, MAGIKA, MINILM_L3, Member, ONNX_RUNTIME, PP_OCR, Package, Platform, SENTENCE_TOKENIZER,
+    SILERO_VAD,
 };
 pub use store::Store;
 

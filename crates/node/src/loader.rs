@@ -14,7 +14,7 @@ use quadrant_engine::{
 use quadrant_policy::ModelTerms;
 use quadrant_types::{ModelId, ModelSpec};
 
-use crate::driver::Message;
+use crate::message::Message;
 use crate::registry::ShapeTable;
 use crate::repository::{Found, ModelFiles, labels_fit, read_labels};
 use crate::{Batching, Config, Handle, ModelEntry, ModelSettings, pbtxt};

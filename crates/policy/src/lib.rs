@@ -12,6 +12,7 @@
 mod cost;
 mod event;
 mod invariants;
+mod lanes;
 mod policy;
 mod queue;
 

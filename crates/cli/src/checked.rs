@@ -1,0 +1,137 @@
+//! From what was written to what is meant: every value is checked here, before a thread starts or a port
+//! is bound.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use quadrant_engine::EngineKind;
+use quadrant_node::{Batching, Config, ModelSettings};
+use quadrant_policy::Limits;
+use quadrant_types::CoreSet;
+
+use crate::settings::{BatchingField, ModelFields, Settings, find_onnxruntime};
+
+/// A day: anything longer in a configuration is a mistake.
+const SECONDS_MAX: f64 = 86_400.0;
+
+/// The node's configuration.
+///
+/// # Errors
+/// The first value that cannot be meant, with its name.
+pub(crate) fn node_config(settings: &Settings, models_dir: &Path, libraries: &[PathBuf]) -> Result<Config> {
+    let limits = &settings.limits;
+    let mut models = std::collections::BTreeMap::new();
+    for (name, fields) in &settings.models {
+        let checked = model_settings(fields).with_context(|| format!("in `models.{name}`"))?;
+        models.insert(name.clone(), checked);
+    }
+    Ok(Config {
+        models_dir: models_dir.to_owned(),
+        cores: device_cores(&settings.device.cores)?,
+        onnxruntime: find_onnxruntime(&settings.device.onnxruntime, libraries)?,
+        limits: Limits {
+            queued_requests_max: at_least_one("limits.queued_requests", limits.queued_requests)?,
+            bytes_in_max: at_least_one("limits.in_flight_bytes", limits.in_flight_bytes)? as u64,
+            wait_max: seconds("limits.request_s", limits.request_s)?,
+            stall_factor: limits.stall_factor,
+            stall_floor: seconds("limits.stall_s", limits.stall_s)?,
+        },
+        probe_budget: seconds("device.probe_s", settings.device.probe_s)?,
+        defaults: model_settings(&settings.model_defaults).context("in `model_defaults`")?,
+        models,
+    })
+}
+
+/// A duration written as seconds.
+pub(crate) fn seconds(name: &str, value: f64) -> Result<Duration> {
+    let fits = value.is_finite() && value > 0.0 && value <= SECONDS_MAX;
+    ensure!(fits, "`{name}` must be more than 0 and at most `{SECONDS_MAX}` seconds, not `{value}`");
+    Ok(Duration::from_secs_f64(value))
+}
+
+/// A number that must not be zero.
+pub(crate) fn at_least_one(name: &str, value: usize) -> Result<usize> {
+    ensure!(value > 0, "`{name}` must be at least 1");
+    Ok(value)
+}
+
+/// Cores by number, all of which this process may use; none named means all.
+pub(crate) fn device_cores(wanted: &[usize]) -> Result<CoreSet> {
+    let allowed = quadrant_sys::allowed_cores().context("cannot find out which cores may be used")?;
+    if wanted.is_empty() {
+        return Ok(allowed);
+    }
+    let cores = CoreSet::from_cores(wanted.iter().copied());
+    let all_there = cores.len() == wanted.len() && cores.is_subset(allowed);
+    ensure!(all_there, "cores `{wanted:?}` are not all among those this process may use, `{allowed}`");
+    Ok(cores)
+}
+
+fn model_settings(fields: &ModelFields) -> Result<ModelSettings> {
+    let engine = match &fields.engine {
+        None => None,
+        Some(name) => Some(name.parse::<EngineKind>().map_err(|()| {
+            anyhow!("`engine` must be `ort`, `rten` or `emulated`, not `{name}`")
+        })?),
+    };
+    let batching = match &fields.batching {
+        None => None,
+        Some(BatchingField::Rows(0)) => bail!("`batching` must be `auto`, `off` or at least 1"),
+        Some(BatchingField::Rows(rows)) => Some(Batching::UpTo(*rows)),
+        Some(BatchingField::Word(word)) => match word.as_str() {
+            "auto" => Some(Batching::Auto),
+            "off" => Some(Batching::Off),
+            word => bail!("`batching` must be `auto`, `off` or a number, not `{word}`"),
+        },
+    };
+    let delay_max = fields.delay_ms.map(|delay_ms| {
+        ensure!((0.0..=SECONDS_MAX * 1e3).contains(&delay_ms), "`delay_ms` must not be `{delay_ms}`");
+        Ok(Duration::from_secs_f64(delay_ms / 1e3))
+    });
+    let width = fields.width.map(|width| at_least_one("width", width)).transpose()?;
+    let queue_max = fields.queue.map(|queue| at_least_one("queue", queue)).transpose()?;
+    Ok(ModelSettings { engine, batching, width, queue_max, delay_max: delay_max.transpose()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(toml: &str) -> Result<Config> {
+        let settings: Settings = toml::from_str(toml).map_err(|error| anyhow!("{error}"))?;
+        node_config(&settings, Path::new("models"), &[])
+    }
+
+    #[test]
+    fn defaults_are_valid_and_survive_printing() {
+        let printed = Settings::default().to_toml().unwrap();
+        assert!(check(&printed).is_ok(), "{printed}");
+        assert!(printed.contains("http_address = \"127.0.0.1:8000\""), "{printed}");
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused_by_name() {
+        for (toml, part) in [
+            ("htttp_address = \"127.0.0.1:1\"", "unknown field `htttp_address`"),
+            ("[limits]\nrequest_s = 0.0", "`limits.request_s` must be more than 0"),
+            ("[limits]\nqueued_requests = 0", "`limits.queued_requests` must be at least 1"),
+            ("[models.m]\nengine = \"torch\"", "in `models.m`"),
+            ("[models.m]\nbatching = \"yes\"", "in `models.m`"),
+            ("[device]\ncores = [63]", "cores `[63]`"),
+            ("[device]\nonnxruntime = \"/does/not/exist.so\"", "no ONNX Runtime library"),
+        ] {
+            let error = format!("{:#}", check(toml).unwrap_err());
+            assert!(error.contains(part), "`{toml}` gave `{error}`");
+        }
+    }
+
+    #[test]
+    fn models_are_understood() {
+        let config = check("[models.m]\nbatching = 4\nqueue = 9\ndelay_ms = 1.5\nwidth = 2").unwrap();
+        let model = &config.models["m"];
+        assert_eq!(model.batching, Some(Batching::UpTo(4)));
+        assert_eq!((model.queue_max, model.width), (Some(9), Some(2)));
+        assert_eq!(model.delay_max, Some(Duration::from_micros(1500)));
+    }
+}

@@ -1,0 +1,43 @@
+//! What the driver is told, with the payloads that the scheduler does not see.
+
+use std::sync::Arc;
+
+use quadrant_engine::{EngineError, LaneReport};
+use quadrant_policy::ModelTerms;
+use quadrant_types::{Error, ErrorCode, ModelId, Request, RequestId, Tensor, Timing};
+use tokio::sync::oneshot;
+
+use crate::{Answer, ModelEntry};
+
+/// Everything that can happen to the node. The scheduler's [`Event`]s, with their payloads.
+pub(crate) enum Message {
+    ModelUp(ModelId, ModelTerms),
+    Submit(Box<Pending>),
+    Leave(RequestId),
+    Report(LaneReport),
+    Drain,
+    Tick,
+}
+
+/// A request that has not ended, with what the scheduler does not see.
+pub(crate) struct Pending {
+    pub(crate) request: Request,
+    pub(crate) model: Arc<ModelEntry>,
+    pub(crate) inputs: Arc<[Tensor]>,
+    pub(crate) outputs: Arc<[usize]>,
+    pub(crate) answer: oneshot::Sender<Result<Answer, Error>>,
+    pub(crate) timing: Timing,
+    /// The outputs, once its lane has brought them.
+    pub(crate) computed: Option<Vec<Tensor>>,
+}
+
+/// What a client is told of an engine's failure.
+pub(crate) fn to_client(error: &EngineError) -> Error {
+    let code = match error {
+        EngineError::Input(_) => ErrorCode::InvalidArgument,
+        EngineError::OutOfMemory(_) => ErrorCode::ResourceExhausted,
+        EngineError::Load(_) | EngineError::Revoked => ErrorCode::Unavailable,
+        EngineError::Panicked(_) => ErrorCode::Internal,
+    };
+    Error::new(code, error.to_string())
+}
