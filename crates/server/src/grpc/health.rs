@@ -1,0 +1,70 @@
+//! `grpc.health.v1`: the server under its empty name and those of its services, and each model under its own.
+//!
+//! It asks the node instead of keeping a table, so it cannot be out of date. A watcher is told of changes
+//! within half a second.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream;
+use http::Response;
+use quadrant_node::Handle;
+use quadrant_types::{Error, ErrorCode};
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
+
+use crate::Shared;
+use crate::grpc::frame::{GrpcBody, Messages, framed};
+use crate::grpc::{SERVICE, decoded, error_response, success};
+use crate::listen::Link;
+
+/// How often a watched status is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+fn status(handle: &Handle, service: &str) -> Option<ServingStatus> {
+    let is_serving = match service {
+        "" | SERVICE | "grpc.health.v1.Health" => handle.is_ready(),
+        model => match handle.find(model, None) {
+            Ok(_) => true,
+            Err(_) if handle.index().iter().any(|line| line.name == model) => false,
+            Err(_) => return None,
+        },
+    };
+    Some(if is_serving { ServingStatus::Serving } else { ServingStatus::NotServing })
+}
+
+/// The present status.
+///
+/// # Errors
+/// There is nothing of this name.
+pub(crate) fn check(handle: &Handle, request: &HealthCheckRequest) -> Result<HealthCheckResponse, Error> {
+    let unknown = || Error::new(ErrorCode::NotFound, format!("service `{}` is not known", request.service));
+    status(handle, &request.service).map(message).ok_or_else(unknown)
+}
+
+fn message(status: ServingStatus) -> HealthCheckResponse {
+    HealthCheckResponse { status: status.into() }
+}
+
+/// The status now, and again whenever it changes, until the client or the server ends.
+pub(crate) async fn watch(shared: &Arc<Shared>, link: Link, mut messages: Messages) -> Response<GrpcBody> {
+    let request: HealthCheckRequest = match messages.only(shared).await.and_then(decoded) {
+        Ok(request) => request,
+        Err(error) => return error_response(&error),
+    };
+    let state = (Arc::clone(shared), link, request.service, None);
+    let changes = stream::unfold(state, |(shared, mut link, service, told)| async move {
+        loop {
+            let now = status(&shared.handle, &service).unwrap_or(ServingStatus::ServiceUnknown);
+            if told != Some(now) {
+                let ranges = [framed(&message(now))].into();
+                return Some((Ok(ranges), (shared, link, service, Some(now))));
+            }
+            tokio::select! {
+                () = tokio::time::sleep(LOOK_EVERY) => (),
+                () = link.stopped() => return None,
+            }
+        }
+    });
+    success(GrpcBody::stream(Box::pin(changes)))
+}

@@ -1,0 +1,260 @@
+//! The REST front end: the Open Inference Protocol with Triton's extensions, health under all its names, and
+//! on a port of its own the metrics.
+//!
+//! One `match` over the path is the router. A request costs no allocation but for its body and its answer.
+
+mod body;
+mod elements;
+mod pages;
+mod request;
+mod response;
+mod route;
+mod segments;
+pub(crate) mod text;
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::sync::Arc;
+
+use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use quadrant_node::ModelEntry;
+use quadrant_types::{Error, ErrorCode, Time};
+use tokio::net::TcpListener;
+
+use self::request::RequestBody;
+use self::response::JSON_LENGTH;
+use self::route::{Route, route};
+use self::segments::Segments;
+use crate::events::{self, Port};
+use crate::heavy::HEAVY_BYTES;
+use crate::listen::{Drained, Link, Protocol, listen};
+use crate::wire::WireAnswer;
+use crate::{Shared, deadline, errors, infer, timing};
+
+/// Echoed, so that a client can find its request in logs on both sides.
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Bytes of the small bodies of everything but inference.
+const CONTROL_BODY_BYTES_MAX: usize = 64 << 10;
+
+/// Serves HTTP/1.1 and HTTP/2 until `shutdown`, then ends what was accepted, at the latest after
+/// `Limits::drain_timeout`.
+pub async fn run_http(
+    listener: TcpListener,
+    shared: Arc<Shared>,
+    shutdown: impl Future<Output = ()>,
+) -> Drained {
+    let per_connection = Arc::clone(&shared);
+    let service = move |link: Link| {
+        let shared = Arc::clone(&per_connection);
+        service_fn(move |request| {
+            link.request_arrived();
+            answer(Arc::clone(&shared), request)
+        })
+    };
+    listen(listener, &shared.limits, Protocol::Http(Port::Http), shutdown, service).await
+}
+
+/// Serves the metrics and nothing else until `shutdown`.
+pub async fn run_metrics(
+    listener: TcpListener,
+    shared: Arc<Shared>,
+    shutdown: impl Future<Output = ()>,
+) -> Drained {
+    let per_connection = Arc::clone(&shared);
+    let service = move |link: Link| {
+        let shared = Arc::clone(&per_connection);
+        service_fn(move |request: Request<Incoming>| {
+            link.request_arrived();
+            std::future::ready(Ok::<_, Infallible>(metrics(&shared, &request)))
+        })
+    };
+    listen(listener, &shared.limits, Protocol::Http(Port::Metrics), shutdown, service).await
+}
+
+fn metrics(shared: &Shared, request: &Request<Incoming>) -> Response<Segments> {
+    if request.uri().path() != "/metrics" {
+        return error_response(&Error::new(ErrorCode::NotFound, "Not Found"));
+    }
+    if request.method() != Method::GET {
+        return method_not_allowed("GET");
+    }
+    let mut response = Response::new(shared.handle.metrics().into());
+    let text = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, text);
+    response
+}
+
+async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Response<Segments>, Infallible> {
+    let request_id = request.headers().get(REQUEST_ID).cloned();
+    let mut response = dispatch(&shared, request).await;
+    if let Some(request_id) = request_id {
+        response.headers_mut().insert(REQUEST_ID, request_id);
+    }
+    Ok(response)
+}
+
+async fn dispatch(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<Segments> {
+    let started = shared.handle.now();
+    let (parts, body) = request.into_parts();
+    let Some(route) = route(parts.uri.path()) else {
+        body::discard(&parts.headers, body).await;
+        return error_response(&Error::new(ErrorCode::NotFound, "Not Found"));
+    };
+    let is_read = matches!(parts.method, Method::GET | Method::HEAD);
+    let (is_allowed, allowed) = match &route {
+        Route::Infer(..) | Route::Index => (parts.method == Method::POST, "POST"),
+        Route::Page(_) => (is_read, "GET, HEAD"),
+    };
+    if !is_allowed {
+        body::discard(&parts.headers, body).await;
+        return method_not_allowed(allowed);
+    }
+    match route {
+        Route::Infer(model, version) => {
+            inference(shared, started, (&model, version), &parts.headers, body).await
+        }
+        Route::Index => match index(shared, &parts.headers, body).await {
+            Ok(response) => response,
+            Err(error) => error_response(&error),
+        },
+        Route::Page(page) => pages::page(&shared.handle, &page),
+    }
+}
+
+/// Answers an inference request, and says so.
+async fn inference(
+    shared: &Arc<Shared>,
+    started: Time,
+    (model, version): (&str, Option<u64>),
+    headers: &HeaderMap,
+    body: Incoming,
+) -> Response<Segments> {
+    let entry = match shared.handle.find(model, version) {
+        Ok(entry) => entry,
+        Err(error) => {
+            body::discard(headers, body).await;
+            return reported(shared, started, model, headers, Err(error));
+        }
+    };
+    let result = match prepared(shared, &entry, headers, body).await {
+        Ok(prepared) => respond(shared, started, headers, prepared).await,
+        Err(error) => {
+            entry.record_failure(&error);
+            Err(error)
+        }
+    };
+    reported(shared, started, model, headers, result)
+}
+
+fn reported(
+    shared: &Shared,
+    started: Time,
+    model: &str,
+    headers: &HeaderMap,
+    result: Result<Response<Segments>, Error>,
+) -> Response<Segments> {
+    let request_id = || headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default();
+    let response = match result {
+        Ok(response) => response,
+        Err(error) => {
+            events::failed(Port::Http, model, request_id(), &error);
+            error_response(&error)
+        }
+    };
+    if events::logs_requests() {
+        let duration = shared.handle.now().since(started);
+        events::answered(Port::Http, model, request_id(), response.status().as_u16(), duration);
+    }
+    response
+}
+
+/// Reads the body and checks the request.
+async fn prepared(
+    shared: &Arc<Shared>,
+    entry: &Arc<ModelEntry>,
+    headers: &HeaderMap,
+    body: Incoming,
+) -> Result<infer::Prepared, Error> {
+    let checked = json_length(headers).and_then(|length| Ok((length, deadline::from_headers(headers)?)));
+    let (json_length, timeout) = match checked {
+        Ok(checked) => checked,
+        Err(error) => {
+            body::discard(headers, body).await;
+            return Err(error);
+        }
+    };
+    let bytes = body::read(shared, headers, body, json_length.unwrap_or(0)).await?;
+    let arrived = shared.handle.now();
+    let is_heavy = json_length.unwrap_or(bytes.len()) > HEAVY_BYTES;
+    let (shared_there, entry) = (Arc::clone(shared), Arc::clone(entry));
+    let parse = move || {
+        let Shared { limits, budget, .. } = &*shared_there;
+        let timeout = timeout.into_iter().chain(limits.request_timeout).min();
+        if json_length == Some(0) {
+            return infer::prepare(&entry, request::raw(&bytes, &entry, budget)?, arrived, timeout);
+        }
+        let body = RequestBody { bytes: &bytes, json_length, json_depth_max: limits.json_depth_max, budget };
+        infer::prepare(&entry, request::parse(&body, &entry.spec.name)?, arrived, timeout)
+    };
+    shared.heavy.run(is_heavy, parse).await
+}
+
+fn json_length(headers: &HeaderMap) -> Result<Option<usize>, Error> {
+    let Some(value) = headers.get(JSON_LENGTH) else { return Ok(None) };
+    let length = value.to_str().ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+    let length = length.and_then(|text| text.parse().ok());
+    length
+        .map(Some)
+        .ok_or_else(|| Error::invalid("Inference-Header-Content-Length must be a number of bytes"))
+}
+
+async fn respond(
+    shared: &Arc<Shared>,
+    started: Time,
+    headers: &HeaderMap,
+    prepared: infer::Prepared,
+) -> Result<Response<Segments>, Error> {
+    let answer: WireAnswer = infer::run(shared, prepared).await?;
+    let timing = timing::is_wanted(headers).then_some(answer.timing);
+    let mut response = response::respond(shared, headers, answer).await?;
+    if let Some(timing) = timing {
+        let text = timing::describe(started, shared.handle.now(), &timing);
+        let value = HeaderValue::try_from(text).expect("names and numbers are header text");
+        response.headers_mut().insert(timing::TIMING_HEADER, value);
+    }
+    Ok(response)
+}
+
+async fn index(
+    shared: &Arc<Shared>,
+    headers: &HeaderMap,
+    body: Incoming,
+) -> Result<Response<Segments>, Error> {
+    let bytes = body::read(shared, headers, body, 0).await?;
+    if bytes.len() > CONTROL_BODY_BYTES_MAX {
+        return Err(crate::budgeted::too_large(bytes.len(), CONTROL_BODY_BYTES_MAX));
+    }
+    let only_ready = pages::asks_for_ready(&bytes, shared.limits.json_depth_max)?;
+    Ok(pages::index(&shared.handle, only_ready))
+}
+
+/// `{"error":"..."}` with the status of its code.
+fn error_response(error: &Error) -> Response<Segments> {
+    let mut response = response::json(errors::json_body(&error.message));
+    *response.status_mut() = errors::http_status(error.code);
+    if let Some(seconds) = errors::retry_after_seconds(error) {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
+}
+
+fn method_not_allowed(allowed: &'static str) -> Response<Segments> {
+    let mut response = response::json(errors::json_body("Method Not Allowed"));
+    *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+    response
+}

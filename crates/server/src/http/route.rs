@@ -1,0 +1,120 @@
+//! The paths, in one `match`.
+
+use std::borrow::Cow;
+
+/// What a path asks for. Names are borrowed from the path unless they are percent-encoded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Route<'a> {
+    Page(Page<'a>),
+    Index,
+    Infer(Cow<'a, str>, Option<u64>),
+}
+
+/// What is read rather than inferred.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Page<'a> {
+    Live,
+    Ready,
+    Server,
+    Models,
+    Model(Cow<'a, str>, Option<u64>),
+    ModelReady(Cow<'a, str>, Option<u64>),
+    ModelConfig(Cow<'a, str>, Option<u64>),
+}
+
+/// The route of a path, or `None` if there is nothing there.
+pub(crate) fn route(path: &str) -> Option<Route<'_>> {
+    let path = path.strip_suffix('/').unwrap_or(path);
+    if let Some(rest) = path.strip_prefix("/v2/models/") {
+        return model(rest);
+    }
+    match path {
+        "/v2/health/live" | "/live" | "/livez" | "/health" | "/healthz" | "/ping" | "/v1/health" => {
+            Some(Route::Page(Page::Live))
+        }
+        "/v2/health/ready" | "/ready" | "/readyz" => Some(Route::Page(Page::Ready)),
+        "/v2" => Some(Route::Page(Page::Server)),
+        "/v2/models" => Some(Route::Page(Page::Models)),
+        "/v2/repository/index" => Some(Route::Index),
+        _ => None,
+    }
+}
+
+fn model(rest: &str) -> Option<Route<'_>> {
+    let mut parts = rest.split('/');
+    let name = decoded(parts.next().filter(|name| !name.is_empty())?)?;
+    let mut action = parts.next();
+    let mut version = None;
+    if action == Some("versions") {
+        let digits = parts.next().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?;
+        version = Some(digits.parse().ok()?);
+        action = parts.next();
+    }
+    if parts.next().is_some() {
+        return None;
+    }
+    match action {
+        None => Some(Route::Page(Page::Model(name, version))),
+        Some("ready") => Some(Route::Page(Page::ModelReady(name, version))),
+        Some("config") => Some(Route::Page(Page::ModelConfig(name, version))),
+        Some("infer") => Some(Route::Infer(name, version)),
+        Some(_) => None,
+    }
+}
+
+/// A path segment without its percent-encoding, if that is well formed.
+fn decoded(segment: &str) -> Option<Cow<'_, str>> {
+    if !segment.contains('%') {
+        return Some(Cow::Borrowed(segment));
+    }
+    let mut bytes = Vec::with_capacity(segment.len());
+    let mut rest = segment.bytes();
+    while let Some(byte) = rest.next() {
+        if byte != b'%' {
+            bytes.push(byte);
+            continue;
+        }
+        let mut digit = || char::from(rest.next()?).to_digit(16);
+        let (high, low) = (digit()?, digit()?);
+        bytes.push(u8::try_from(high << 4 | low).ok()?);
+    }
+    String::from_utf8(bytes).ok().map(Cow::Owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_lead_where_they_should() {
+        let m = || Cow::Borrowed("m");
+        let cases = [
+            ("/v2", Some(Route::Page(Page::Server))),
+            ("/v2/", Some(Route::Page(Page::Server))),
+            ("/v2/health/live", Some(Route::Page(Page::Live))),
+            ("/readyz", Some(Route::Page(Page::Ready))),
+            ("/v2/models", Some(Route::Page(Page::Models))),
+            ("/v2/repository/index", Some(Route::Index)),
+            ("/v2/models/m", Some(Route::Page(Page::Model(m(), None)))),
+            ("/v2/models/m/versions/7", Some(Route::Page(Page::Model(m(), Some(7))))),
+            ("/v2/models/m/ready", Some(Route::Page(Page::ModelReady(m(), None)))),
+            ("/v2/models/m/versions/7/infer", Some(Route::Infer(m(), Some(7)))),
+            ("/v2/models/m/config", Some(Route::Page(Page::ModelConfig(m(), None)))),
+            ("/v2/models/a%2Fb%20c/infer", Some(Route::Infer("a/b c".into(), None))),
+            ("/v2/models/%zz/infer", None),
+            ("/v2/models/%ff/infer", None),
+            ("/v2/models/%c", None),
+            ("/v2/models/m/versions/x/infer", None),
+            ("/v2/models/m/versions//infer", None),
+            ("/v2/models/m/versions/99999999999999999999", None),
+            ("/v2/models/m/infer/x", None),
+            ("/v2/models//infer", None),
+            ("/", None),
+            ("", None),
+            ("/metrics", None),
+        ];
+        for (path, expected) in cases {
+            assert_eq!(route(path), expected, "{path}");
+        }
+    }
+}
