@@ -10,6 +10,7 @@
 //! again one request at a time, so that a bad request does not take its neighbours down.
 
 mod cost;
+mod dispatch;
 mod event;
 mod invariants;
 mod lanes;

@@ -7,8 +7,8 @@ use quadrant_types::{
     Ending, Error, ErrorCode, ModelId, Objective, Request, RequestId, ShapeId, StepId, Time, Work,
 };
 
-use crate::queue::{Candidate, ModelQueue, OrderKey, Waiting};
-use crate::{Action, Event, LaneShape, Limits, ModelTerms, Requests, Step, StepOutcome, StepReport};
+use crate::queue::{ModelQueue, OrderKey, Waiting};
+use crate::{Action, Event, LaneShape, Limits, ModelTerms, Requests, StepOutcome, StepReport};
 
 /// The scheduler of one domain.
 #[derive(Clone, Debug)]
@@ -25,8 +25,8 @@ pub struct Policy {
     pub(crate) queued: usize,
     pub(crate) bytes_in: u64,
     /// When the first batch that was left waiting for more rows is worth running as it is.
-    ripe_at: Option<Time>,
-    next_step: u64,
+    pub(crate) ripe_at: Option<Time>,
+    pub(crate) next_step: u64,
     draining: bool,
     drained: bool,
 }
@@ -197,7 +197,7 @@ impl Policy {
     }
 
     /// Changes a queue and keeps the order of the heads in step with it.
-    fn change_queue(&mut self, model: ModelId, change: impl FnOnce(&mut ModelQueue)) {
+    pub(crate) fn change_queue(&mut self, model: ModelId, change: impl FnOnce(&mut ModelQueue)) {
         let queue = self.models.get_mut(&model).expect("a live request's model is known");
         let before = queue.head();
         change(queue);
@@ -295,83 +295,6 @@ impl Policy {
                 }
             }
         }
-    }
-
-    /// Gives free lanes to the first models in order. A model whose lane is not free keeps the cores it
-    /// waits for from those behind it, so that a wide step is not starved by narrow ones.
-    fn dispatch(&mut self, now: Time, actions: &mut Vec<Action>) {
-        self.ripe_at = None;
-        let mut free = self.free_cores();
-        let stuck = self.stuck_cores();
-        let mut after: Option<(OrderKey, ModelId)> = None;
-        while !free.is_empty() {
-            let next = match after {
-                None => self.heads.first().copied(),
-                Some(seen) => self
-                    .heads
-                    .range((std::ops::Bound::Excluded(seen), std::ops::Bound::Unbounded))
-                    .next()
-                    .copied(),
-            };
-            let Some((key, model)) = next else { break };
-            after = Some((key, model));
-            let queue = &self.models[&model];
-            let Some(candidate) = queue.candidate() else { continue };
-            if candidate.ripe_at > now {
-                self.ripe_at =
-                    Some(self.ripe_at.map_or(candidate.ripe_at, |time| time.min(candidate.ripe_at)));
-                continue;
-            }
-            let lane = self.lane_for(queue.terms.width, free);
-            if lane.cores.without(stuck) != lane.cores {
-                continue; // No use in waiting for a stalled lane: the model's requests expire.
-            }
-            if lane.cores.is_subset(free) {
-                self.start(now, model, lane, candidate, actions);
-                // The model may have more work for the next lane, now behind a later head.
-                after = None;
-            }
-            free = free.without(lane.cores);
-        }
-    }
-
-    fn start(
-        &mut self,
-        now: Time,
-        model: ModelId,
-        lane: LaneShape,
-        batch: Candidate,
-        actions: &mut Vec<Action>,
-    ) {
-        let id = StepId(self.next_step);
-        self.next_step += 1;
-        self.change_queue(model, |queue| {
-            for key in &batch.keys {
-                queue.waiting.remove(key);
-            }
-        });
-        self.queued -= batch.keys.len();
-        for request in &batch.requests {
-            self.live.get_mut(request).expect("waiting requests are live").step = Some(id);
-        }
-        let patience = batch.predicted.saturating_mul(self.limits.stall_factor).max(self.limits.stall_floor);
-        let running = Running {
-            model,
-            lane,
-            requests: batch.requests.clone(),
-            rows: batch.rows,
-            shape: batch.shape,
-            stalls_at: Some(now + patience),
-        };
-        self.running.insert(id, running);
-        actions.push(Action::Run(Step {
-            id,
-            model,
-            lane: lane.id,
-            requests: batch.requests,
-            rows: batch.rows,
-            predicted: batch.predicted,
-        }));
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use quadrant_types::{Priority, RequestId, ShapeId, Time};
+use smallvec::SmallVec;
 
 use crate::cost::Costs;
 use crate::{ModelTerms, Requests};
@@ -64,9 +65,9 @@ impl ModelQueue {
         self.waiting.keys().next().copied()
     }
 
-    /// The largest batch around the head, in order, of its shape. `None` if nothing waits.
-    pub(crate) fn candidate(&self) -> Option<Candidate> {
-        let (head_key, head) = self.waiting.iter().next()?;
+    /// The largest batch from this waiting request on, in order, of its shape.
+    pub(crate) fn batch_from(&self, head_key: OrderKey) -> Candidate {
+        let head = self.waiting[&head_key];
         let mut batch = Candidate {
             keys: Vec::new(),
             requests: Requests::new(),
@@ -76,14 +77,13 @@ impl ModelQueue {
             ripe_at: Time::ZERO,
         };
         let mut bytes = 0;
-        let mut oldest = head.arrived;
-        for (key, waiting) in self.waiting.iter().take(BATCH_SCAN_MAX) {
-            let first = batch.rows == 0;
+        let (mut oldest, mut first_deadline) = (head.arrived, head_key.deadline);
+        for (key, waiting) in self.waiting.range(head_key..).take(BATCH_SCAN_MAX) {
             let joins = waiting.shape == head.shape
                 && !waiting.alone
                 && !head.alone
                 && batch.rows.saturating_add(waiting.rows) <= self.terms.rows_max;
-            if !first && !joins {
+            if *key != head_key && !joins {
                 continue;
             }
             batch.keys.push(*key);
@@ -91,16 +91,33 @@ impl ModelQueue {
             batch.rows += waiting.rows;
             bytes += waiting.bytes_in;
             oldest = oldest.min(waiting.arrived);
+            first_deadline = first_deadline.min(key.deadline);
             if batch.rows >= self.terms.rows_max || head.alone {
                 break;
             }
         }
         batch.predicted = self.costs.predict(batch.shape, batch.rows, bytes);
         if batch.rows < self.terms.rows_max && !head.alone {
-            let latest_start = head_key.deadline - batch.predicted;
+            let latest_start = first_deadline - batch.predicted;
             batch.ripe_at = (oldest + self.terms.delay_max).min(latest_start);
         }
-        Some(batch)
+        batch
+    }
+
+    /// The first request behind `key` that no batch from `key` or from before it could hold: of a shape
+    /// not seen up to there, or one that runs alone.
+    pub(crate) fn next_group(&self, key: OrderKey) -> Option<OrderKey> {
+        let mut shapes: SmallVec<[ShapeId; 8]> = SmallVec::new();
+        for (other, waiting) in self.waiting.iter().take(BATCH_SCAN_MAX) {
+            let new = waiting.alone || !shapes.contains(&waiting.shape);
+            if new && *other > key {
+                return Some(*other);
+            }
+            if new && !waiting.alone {
+                shapes.push(waiting.shape);
+            }
+        }
+        None
     }
 }
 
@@ -130,8 +147,12 @@ mod tests {
         queue
     }
 
+    fn first(queue: &ModelQueue) -> Candidate {
+        queue.batch_from(queue.head().unwrap())
+    }
+
     fn batch(requests: &[(u64, u32, u32)], rows_max: u32) -> Vec<u64> {
-        let candidate = queue(requests, rows_max, 0).candidate().unwrap();
+        let candidate = first(&queue(requests, rows_max, 0));
         candidate.requests.iter().map(|id| id.0).collect()
     }
 
@@ -151,13 +172,12 @@ mod tests {
         for waiting in queue.waiting.values_mut() {
             waiting.alone = true;
         }
-        assert_eq!(queue.candidate().unwrap().requests.as_slice(), [RequestId(0)]);
+        assert_eq!(first(&queue).requests.as_slice(), [RequestId(0)]);
     }
 
     #[test]
     fn waiting_ends_with_the_delay_or_the_latest_start() {
-        let ripe =
-            |deadline, rows, delay| queue(&[(deadline, rows, 0)], 4, delay).candidate().unwrap().ripe_at;
+        let ripe = |deadline, rows, delay| first(&queue(&[(deadline, rows, 0)], 4, delay)).ripe_at;
         assert_eq!(ripe(100, 1, 5), Time::from_nanos(5_000_000));
         assert_eq!(ripe(4, 1, 5), Time::from_nanos(2_000_000));
         assert_eq!(ripe(100, 4, 5), Time::ZERO, "a full batch waits for nobody");

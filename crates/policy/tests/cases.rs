@@ -1,0 +1,109 @@
+//! Situations by hand, most of them found by the simulator: what happens, and what must be asked for.
+
+use std::time::Duration;
+
+use quadrant_policy::{Action, Event, LaneShape, Limits, ModelTerms, Policy};
+use quadrant_types::{
+    CoreSet, Ending, LaneId, ModelId, Objective, Priority, Request, RequestId, ShapeId, Time, Work,
+};
+
+const MS: Duration = Duration::from_millis(1);
+
+/// A policy, and all that it asked for since it was last asked, in short words.
+struct Bench {
+    policy: Policy,
+    said: Vec<Action>,
+}
+
+impl Bench {
+    fn new(lanes: &[&[usize]]) -> Self {
+        let lanes = (0..).zip(lanes).map(|(id, cores)| LaneShape {
+            id: LaneId(id),
+            cores: CoreSet::from_cores(cores.iter().copied()),
+        });
+        let limits = Limits { stall_factor: 10, stall_floor: 20 * MS, ..Limits::default() };
+        Self { policy: Policy::new(lanes.collect(), limits), said: Vec::new() }
+    }
+
+    fn at(&mut self, now_ms: u32, event: Event) {
+        self.policy.on_event(at(now_ms), event, &mut self.said);
+        assert_eq!(self.policy.violated_invariant(), None);
+    }
+
+    /// Steps of this model take a millisecond.
+    fn up(&mut self, model: u32, width: usize, rows_max: u32, delay: Duration) {
+        let costs = vec![(1, MS), (2, MS), (4, MS)];
+        let terms = ModelTerms { rows_max, width, queue_max: 100, delay_max: delay, costs, row_bytes: 1 };
+        self.at(0, Event::ModelUp(ModelId(model), terms));
+    }
+
+    fn said(&mut self) -> Vec<String> {
+        self.said.drain(..).map(|action| in_short(&action)).collect()
+    }
+}
+
+fn in_short(action: &Action) -> String {
+    match action {
+        Action::Run(step) => {
+            let requests: Vec<_> = step.requests.iter().map(ToString::to_string).collect();
+            format!("{} runs {} on {}", step.id, requests.join(" "), step.lane)
+        }
+        Action::End(id, Ending::Completed) => format!("{id} completed"),
+        Action::End(id, Ending::Failed(error)) => format!("{id} {}", error.code.name()),
+        Action::LaneStalled(lane, step) => format!("{lane} stalled on {step}"),
+        Action::LaneRecovered(lane) => format!("{lane} recovered"),
+        Action::Drained => "drained".to_owned(),
+    }
+}
+
+fn at(ms: u32) -> Time {
+    Time::ZERO + MS * ms
+}
+
+/// One row for `model`.
+fn request(id: u64, model: u32, arrived_ms: u32) -> Request {
+    Request {
+        id: RequestId(id),
+        model: ModelId(model),
+        priority: Priority::default(),
+        arrived: at(arrived_ms),
+        objective: Objective::BestEffort,
+        work: Work::Once { rows: 1, shape: ShapeId(0), bytes_in: 1 },
+    }
+}
+
+#[test]
+fn a_batch_that_waits_for_more_does_not_hold_up_another_shape() {
+    let mut bench = Bench::new(&[&[0]]);
+    bench.up(0, 1, 4, 10 * MS);
+    // Shape 1 came first, but is less important; when its delay is over it runs.
+    let other = Work::Once { rows: 1, shape: ShapeId(1), bytes_in: 1 };
+    bench.at(0, Event::Arrived(Request { work: other, priority: Priority(2_000), ..request(0, 0, 0) }));
+    bench.at(5, Event::Arrived(request(1, 0, 5)));
+    assert_eq!(bench.policy.next_deadline(), Some(at(10)));
+    bench.at(10, Event::Tick);
+    assert_eq!(bench.said(), ["s0 runs r0 on l0"]);
+}
+
+#[test]
+fn a_batch_waits_no_longer_than_any_of_its_deadlines_allows() {
+    let mut bench = Bench::new(&[&[0]]);
+    bench.up(0, 1, 4, 50 * MS);
+    bench.at(0, Event::Arrived(request(0, 0, 0)));
+    let urgent =
+        Request { objective: Objective::EndBy(at(6)), priority: Priority(2_000), ..request(1, 0, 0) };
+    bench.at(0, Event::Arrived(urgent));
+    assert_eq!(bench.policy.next_deadline(), Some(at(5)), "one step before the deadline");
+}
+
+#[test]
+fn requests_without_rows_share_a_batch_only_with_their_shape() {
+    let mut bench = Bench::new(&[&[0]]);
+    bench.up(0, 1, 4, 10 * MS);
+    for (id, shape) in [(0, 0), (1, 1)] {
+        let empty = Work::Once { rows: 0, shape: ShapeId(shape), bytes_in: 0 };
+        bench.at(0, Event::Arrived(Request { work: empty, ..request(id, 0, 0) }));
+    }
+    bench.at(10, Event::Tick);
+    assert_eq!(bench.said(), ["s0 runs r0 on l0"]);
+}
