@@ -33,10 +33,8 @@ impl Policy {
                 behind.extend(queue.next_group(key).map(|key| (key, model)));
                 continue;
             }
-            let lane = self.lane_for(queue.terms.width, free);
-            if lane.cores.without(stuck) != lane.cores {
-                continue; // No use in waiting for a stalled lane: the model's requests expire.
-            }
+            // No use in waiting for a stalled lane: the model's requests expire.
+            let Some(lane) = self.lane_for(queue.terms.width, free, stuck) else { continue };
             if lane.cores.is_subset(free) {
                 self.start(now, model, lane, candidate, actions);
                 // The model may have more work for the next lane, now behind a later head.

@@ -20,14 +20,15 @@ impl Policy {
         self.running.values().fold(all, |free, step| free.without(step.lane.cores))
     }
 
-    /// The lane of this width to use: a free one, else the one to wait for. A width that no lane has
-    /// falls back to the widest below it, or to the narrowest.
-    pub(crate) fn lane_for(&self, width: usize, free: CoreSet) -> LaneShape {
+    /// The healthy lane of this width to use: a free one, else the one to wait for; `None` if all are
+    /// stuck. A width that no lane has falls back to the widest below it, or to the narrowest.
+    pub(crate) fn lane_for(&self, width: usize, free: CoreSet, stuck: CoreSet) -> Option<LaneShape> {
         let widest_fit = self.lanes.iter().map(|lane| lane.cores.len()).filter(|len| *len <= width).max();
         let narrowest = self.lanes.iter().map(|lane| lane.cores.len()).min();
         let width = widest_fit.or(narrowest).expect("there is at least one lane");
-        let mut fitting = self.lanes.iter().filter(|lane| lane.cores.len() == width);
-        let first = *fitting.clone().next().expect("a lane of this width was just found");
-        *fitting.find(|lane| lane.cores.is_subset(free)).unwrap_or(&first)
+        let healthy = |lane: &&LaneShape| lane.cores.without(stuck) == lane.cores;
+        let mut fitting = self.lanes.iter().filter(|lane| lane.cores.len() == width).filter(healthy);
+        let first = fitting.clone().next();
+        fitting.find(|lane| lane.cores.is_subset(free)).or(first).copied()
     }
 }

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use quadrant_policy::{Action, Event, LaneShape, Limits, ModelTerms, Policy};
+use quadrant_policy::{Action, Event, LaneShape, Limits, ModelTerms, Policy, StepOutcome, StepReport};
 use quadrant_types::{
-    CoreSet, Ending, LaneId, ModelId, Objective, Priority, Request, RequestId, ShapeId, Time, Work,
+    CoreSet, Ending, LaneId, ModelId, Objective, Priority, Request, RequestId, ShapeId, StepId, Time, Work,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -35,6 +35,11 @@ impl Bench {
         let costs = vec![(1, MS), (2, MS), (4, MS)];
         let terms = ModelTerms { rows_max, width, queue_max: 100, delay_max: delay, costs, row_bytes: 1 };
         self.at(0, Event::ModelUp(ModelId(model), terms));
+    }
+
+    fn ended(&mut self, now_ms: u32, step: u64, outcome: StepOutcome) {
+        let report = StepReport { step: StepId(step), began: at(0), ended: at(now_ms), outcome };
+        self.at(now_ms, Event::Ended(report));
     }
 
     fn said(&mut self) -> Vec<String> {
@@ -106,4 +111,21 @@ fn requests_without_rows_share_a_batch_only_with_their_shape() {
     }
     bench.at(10, Event::Tick);
     assert_eq!(bench.said(), ["s0 runs r0 on l0"]);
+}
+
+#[test]
+fn a_stalled_lane_does_not_cost_a_model_its_place_at_the_healthy_one() {
+    // Two wide lanes and a narrow one for each core; the first wide lane gets stuck.
+    let mut bench = Bench::new(&[&[0, 1], &[2, 3], &[0], &[1], &[2], &[3]]);
+    bench.up(0, 2, 1, Duration::ZERO);
+    bench.up(1, 1, 1, Duration::ZERO);
+    bench.at(0, Event::Arrived(request(0, 0, 0)));
+    bench.at(20, Event::Tick);
+    bench.at(20, Event::Arrived(request(1, 1, 20)));
+    assert_eq!(bench.said(), ["s0 runs r0 on l0", "l0 stalled on s0", "r0 internal", "s1 runs r1 on l4"]);
+    bench.at(21, Event::Arrived(request(2, 0, 21)));
+    bench.at(22, Event::Arrived(request(3, 1, 22)));
+    assert_eq!(bench.said(), Vec::<String>::new(), "core 3 is kept for the wide step");
+    bench.ended(23, 1, StepOutcome::Completed);
+    assert_eq!(bench.said(), ["r1 completed", "s2 runs r2 on l1"]);
 }
