@@ -114,13 +114,13 @@ impl Policy {
     }
 
     fn model_down(&mut self, model: ModelId, actions: &mut Vec<Action>) {
-        let Some(queue) = self.models.get_mut(&model) else { return };
-        queue.down = true;
+        let Some(queue) = self.models.get(&model) else { return };
         let waiting: Vec<RequestId> = queue.waiting.keys().map(|key| key.id).collect();
         for id in waiting {
-            let gone = Error::new(ErrorCode::Unavailable, "the model was unloaded");
-            self.end(id, Ending::Failed(gone), actions);
+            self.end(id, Ending::Failed(unloaded()), actions);
         }
+        // What runs is finished; it needs nothing of what was kept here.
+        self.models.remove(&model);
     }
 
     fn arrived(&mut self, now: Time, request: Request, actions: &mut Vec<Action>) {
@@ -136,7 +136,7 @@ impl Policy {
         if self.draining {
             return Err(Error::new(ErrorCode::Unavailable, "the server is shutting down"));
         }
-        let Some(queue) = self.models.get(&request.model).filter(|queue| !queue.down) else {
+        let Some(queue) = self.models.get(&request.model) else {
             return Err(Error::new(ErrorCode::Unavailable, "the model is not loaded"));
         };
         let full = |what: String| {
@@ -257,6 +257,11 @@ impl Policy {
                     self.end(id, Ending::Completed, actions);
                 }
             }
+            StepOutcome::Failed(_) if several && !self.models.contains_key(&step.model) => {
+                for id in still_live {
+                    self.end(id, Ending::Failed(unloaded()), actions);
+                }
+            }
             StepOutcome::Failed(_) if several => self.retry_alone(&still_live),
             StepOutcome::Failed(error) => {
                 for id in still_live {
@@ -296,6 +301,10 @@ impl Policy {
             }
         }
     }
+}
+
+fn unloaded() -> Error {
+    Error::new(ErrorCode::Unavailable, "the model was unloaded")
 }
 
 fn expired() -> Error {

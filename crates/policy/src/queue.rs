@@ -39,8 +39,6 @@ pub(crate) struct ModelQueue {
     pub(crate) terms: ModelTerms,
     pub(crate) costs: Costs,
     pub(crate) waiting: BTreeMap<OrderKey, Waiting>,
-    /// No new requests; those that wait were ended.
-    pub(crate) down: bool,
 }
 
 /// A batch that could run now.
@@ -57,7 +55,7 @@ pub(crate) struct Candidate {
 
 impl ModelQueue {
     pub(crate) fn new(terms: ModelTerms) -> Self {
-        Self { costs: Costs::new(&terms), terms, waiting: BTreeMap::new(), down: false }
+        Self { costs: Costs::new(&terms), terms, waiting: BTreeMap::new() }
     }
 
     /// The first in order.

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use quadrant_policy::{Action, Event, LaneShape, Limits, ModelTerms, Policy, StepOutcome, StepReport};
 use quadrant_types::{
-    CoreSet, Ending, LaneId, ModelId, Objective, Priority, Request, RequestId, ShapeId, StepId, Time, Work,
+    CoreSet, Ending, Error, ErrorCode, LaneId, ModelId, Objective, Priority, Request, RequestId, ShapeId,
+    StepId, Time, Work,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -63,6 +64,10 @@ fn in_short(action: &Action) -> String {
 
 fn at(ms: u32) -> Time {
     Time::ZERO + MS * ms
+}
+
+fn failed() -> StepOutcome {
+    StepOutcome::Failed(Error::new(ErrorCode::Internal, "broken"))
 }
 
 /// One row for `model`.
@@ -128,4 +133,18 @@ fn a_stalled_lane_does_not_cost_a_model_its_place_at_the_healthy_one() {
     assert_eq!(bench.said(), Vec::<String>::new(), "core 3 is kept for the wide step");
     bench.ended(23, 1, StepOutcome::Completed);
     assert_eq!(bench.said(), ["r1 completed", "s2 runs r2 on l1"]);
+}
+
+#[test]
+fn what_failed_is_not_tried_again_when_its_model_is_gone() {
+    let mut bench = Bench::new(&[&[0]]);
+    bench.up(0, 1, 4, Duration::ZERO);
+    for id in 0..3 {
+        bench.at(0, Event::Arrived(request(id, 0, 0)));
+    }
+    bench.ended(1, 0, StepOutcome::Completed);
+    bench.at(1, Event::ModelDown(ModelId(0)));
+    bench.said();
+    bench.ended(2, 1, failed());
+    assert_eq!(bench.said(), ["r1 unavailable", "r2 unavailable"]);
 }
