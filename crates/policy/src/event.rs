@@ -113,7 +113,7 @@ pub enum Action {
     LaneStalled(LaneId, StepId),
     /// The stalled step has ended after all.
     LaneRecovered(LaneId),
-    /// Draining is over: nothing waits, nothing runs.
+    /// Draining is over: nothing waits, nothing runs but what is stuck.
     Drained,
 }
 

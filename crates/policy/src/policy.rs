@@ -91,7 +91,9 @@ impl Policy {
         }
         self.mark_stalled(now, actions);
         self.dispatch(now, actions);
-        if self.draining && !self.drained && self.live.is_empty() {
+        // A lane may also be busy for requests that are gone; one that is stuck may never be free again.
+        let busy = self.running.values().any(|step| step.stalls_at.is_some());
+        if self.draining && !self.drained && self.live.is_empty() && !busy {
             self.drained = true;
             actions.push(Action::Drained);
         }

@@ -148,3 +148,26 @@ fn what_failed_is_not_tried_again_when_its_model_is_gone() {
     bench.ended(2, 1, failed());
     assert_eq!(bench.said(), ["r1 unavailable", "r2 unavailable"]);
 }
+
+#[test]
+fn draining_waits_for_a_step_whose_requests_are_gone() {
+    let mut bench = Bench::new(&[&[0]]);
+    bench.up(0, 1, 1, Duration::ZERO);
+    bench.at(0, Event::Arrived(request(0, 0, 0)));
+    bench.at(1, Event::Left(RequestId(0)));
+    bench.at(2, Event::Drain);
+    assert_eq!(bench.said(), ["s0 runs r0 on l0", "r0 cancelled"]);
+    bench.ended(3, 0, StepOutcome::Completed);
+    assert_eq!(bench.said(), ["drained"]);
+}
+
+#[test]
+fn draining_does_not_wait_for_a_lane_that_is_stuck() {
+    let mut bench = Bench::new(&[&[0]]);
+    bench.up(0, 1, 1, Duration::ZERO);
+    bench.at(0, Event::Arrived(request(0, 0, 0)));
+    bench.at(2, Event::Drain);
+    bench.said();
+    bench.at(20, Event::Tick);
+    assert_eq!(bench.said(), ["l0 stalled on s0", "r0 internal", "drained"]);
+}
