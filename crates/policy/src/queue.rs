@@ -75,13 +75,14 @@ impl ModelQueue {
             ripe_at: Time::ZERO,
         };
         let mut bytes = 0;
+        // Whether others of its shape wait that did not fit: there is nothing more to wait for.
+        let mut more = false;
         let (mut oldest, mut first_deadline) = (head.arrived, head_key.deadline);
         for (key, waiting) in self.waiting.range(head_key..).take(BATCH_SCAN_MAX) {
-            let joins = waiting.shape == head.shape
-                && !waiting.alone
-                && !head.alone
-                && batch.rows.saturating_add(waiting.rows) <= self.terms.rows_max;
-            if *key != head_key && !joins {
+            let alike = waiting.shape == head.shape && !waiting.alone && !head.alone;
+            let fits = batch.rows.saturating_add(waiting.rows) <= self.terms.rows_max;
+            if *key != head_key && !(alike && fits) {
+                more |= alike;
                 continue;
             }
             batch.keys.push(*key);
@@ -95,7 +96,7 @@ impl ModelQueue {
             }
         }
         batch.predicted = self.costs.predict(batch.shape, batch.rows, bytes);
-        if batch.rows < self.terms.rows_max && !head.alone {
+        if batch.rows < self.terms.rows_max && !head.alone && !more {
             let latest_start = first_deadline - batch.predicted;
             batch.ripe_at = (oldest + self.terms.delay_max).min(latest_start);
         }

@@ -107,6 +107,17 @@ fn a_batch_waits_no_longer_than_any_of_its_deadlines_allows() {
 }
 
 #[test]
+fn a_batch_that_leaves_some_of_its_shape_behind_waits_for_no_more() {
+    let mut bench = Bench::new(&[&[0]]);
+    bench.up(0, 1, 4, 10 * MS);
+    let three = Work::Once { rows: 3, shape: ShapeId(0), bytes_in: 3 };
+    bench.at(0, Event::Arrived(Request { work: three, ..request(0, 0, 0) }));
+    assert_eq!(bench.said(), Vec::<String>::new());
+    bench.at(1, Event::Arrived(Request { work: three, ..request(1, 0, 1) }));
+    assert_eq!(bench.said(), ["s0 runs r0 on l0"]);
+}
+
+#[test]
 fn requests_without_rows_share_a_batch_only_with_their_shape() {
     let mut bench = Bench::new(&[&[0]]);
     bench.up(0, 1, 4, 10 * MS);
