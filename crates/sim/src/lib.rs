@@ -1,1 +1,23 @@
-//! Placeholder.
+//! The shipped scheduler in virtual time.
+//!
+//! A [`Scenario`] says what there is: lanes, models, traffic, faults. [`run`] plays it against the real
+//! [`quadrant_policy::Policy`] with an emulated device, and asks after every event whether what must hold
+//! does. There is no policy in here: only what comes before it and what comes after it.
+//!
+//! A run is a function of its scenario and its seed. A [`Violation`] prints the seed, so it can be played
+//! again; [`Report::log_hash`] is over every action at its time, so two runs can be told apart. The
+//! normal tests play some thousands of random scenarios; more on request:
+//! `cargo test --release -p quadrant-sim -- --ignored`.
+
+mod agenda;
+mod checker;
+mod device;
+mod random;
+mod report;
+mod scenario;
+mod simulation;
+mod workload;
+
+pub use report::{LogHash, ModelReport, Report};
+pub use scenario::{Arrivals, Faults, ModelPlan, Range, Scenario, Traffic};
+pub use simulation::{Scheduler, Violation, run, run_with};

@@ -1,0 +1,104 @@
+//! What an event changes before the scheduler has said anything, and who may come in.
+
+use quadrant_policy::{Event, StepOutcome};
+use quadrant_types::{LaneId, Objective, Request, RequestId};
+
+use super::{Broken, Checker, Known, Place, hold};
+
+/// The step that ended with the event at hand, if one did.
+#[derive(Debug, Default)]
+pub(super) struct EndedStep {
+    pub(super) requests: Vec<RequestId>,
+    pub(super) outcome: Option<StepOutcome>,
+    /// Its lane, if that was stalled.
+    pub(super) stalled: Option<LaneId>,
+}
+
+impl Checker {
+    pub(super) fn take_in(&mut self, event: &Event) -> EndedStep {
+        self.stuck_now.clear();
+        self.began_now.clear();
+        match event {
+            Event::ModelUp(model, terms) => {
+                self.rows_max = self.rows_max.max(terms.rows_max as usize);
+                self.models.insert(*model, terms.clone());
+            }
+            Event::ModelDown(model) => {
+                self.models.remove(model);
+                let waiting = self
+                    .live
+                    .iter()
+                    .filter(|(_, known)| known.request.model == *model && known.place == Place::Waits);
+                self.owed.extend(waiting.map(|(id, _)| *id));
+            }
+            Event::Arrived(request) => self.knock(*request),
+            Event::Left(id) if self.live.contains_key(id) => {
+                self.owed.insert(*id);
+            }
+            Event::Ended(report) => {
+                let Some(step) = self.steps.remove(&report.step) else { return EndedStep::default() };
+                let was_stalled = self.stalled.remove(&report.step);
+                self.step_ended(&step.requests, &report.outcome);
+                return EndedStep {
+                    requests: step.requests,
+                    outcome: Some(report.outcome.clone()),
+                    stalled: was_stalled.then_some(step.lane.id),
+                };
+            }
+            Event::Drain => self.draining = true,
+            Event::Left(_) | Event::Tick => {}
+        }
+        EndedStep::default()
+    }
+
+    fn knock(&mut self, request: Request) {
+        let latest = request.arrived + self.limits.wait_max;
+        let deadline = match request.objective {
+            Objective::BestEffort => latest,
+            Objective::EndBy(time) => time.min(latest),
+        };
+        let known = Known { request, deadline, place: Place::AtTheDoor, alone: false };
+        self.live.insert(request.id, known);
+    }
+
+    fn step_ended(&mut self, requests: &[RequestId], outcome: &StepOutcome) {
+        let retried = requests.len() > 1 && *outcome != StepOutcome::Completed;
+        for id in requests {
+            let Some(known) = self.live.get_mut(id) else { continue };
+            if retried && self.models.contains_key(&known.request.model) {
+                known.place = Place::Waits;
+                known.alone = true;
+            } else {
+                self.owed.insert(*id);
+            }
+        }
+    }
+
+    /// Whether a limit stands in the way of this request.
+    pub(super) fn is_full(&self, known: &Known) -> bool {
+        let waits = |other: &&Known| other.place == Place::Waits;
+        let model = known.request.model;
+        let of_model = self.live.values().filter(waits).filter(|other| other.request.model == model).count();
+        let queue_max = self.models.get(&model).map_or(0, |terms| terms.queue_max);
+        let bytes: u64 = self.live.values().map(|other| other.work().2).sum();
+        of_model >= queue_max
+            || self.live.values().filter(waits).count() >= self.limits.queued_requests_max
+            || bytes + known.work().2 > self.limits.bytes_in_max
+    }
+
+    /// The request at the door was not refused, so it is in; whether it should be is checked here.
+    pub(super) fn let_in(&mut self) -> Result<(), Broken> {
+        // Ids ascend, so one that has just arrived is the last.
+        let Some((id, known)) = self.live.pop_last() else { return Ok(()) };
+        if known.place != Place::AtTheDoor {
+            self.live.insert(id, known);
+            return Ok(());
+        }
+        hold("nothing is accepted after `Drain`", !self.draining, &id)?;
+        let loaded = self.models.contains_key(&known.request.model);
+        hold("nothing is accepted for a model that is not loaded", loaded, &id)?;
+        hold("queue and byte limits hold", !self.is_full(&known), &id)?;
+        self.live.insert(id, Known { place: Place::Waits, ..known });
+        Ok(())
+    }
+}

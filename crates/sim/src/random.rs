@@ -1,0 +1,143 @@
+//! Scenarios drawn from a seed: every feature, and every limit small enough to be met often.
+
+use std::time::Duration;
+
+use quadrant_policy::{LaneShape, Limits, ModelTerms};
+use quadrant_types::{CoreSet, LaneId, Time};
+
+use crate::{Arrivals, Faults, ModelPlan, Range, Scenario, Traffic};
+
+/// Traffic comes within about this long, in microseconds.
+const SPAN_US: u64 = 200_000;
+
+impl Scenario {
+    /// The scenario of this seed.
+    pub fn random(seed: u64) -> Self {
+        let mut random = fastrand::Rng::with_seed(seed ^ 0x5ce9_a710);
+        let draw = &mut random;
+        let limits = random_limits(draw);
+        let models = (0..draw.usize(1..=4)).map(|_| random_model(draw)).collect();
+        let span = SPAN_US * 3 / 2;
+        Self {
+            lanes: random_lanes(draw),
+            limits,
+            models,
+            faults: random_faults(draw),
+            drain_at: time(draw.u64(span / 2..=span)),
+        }
+    }
+}
+
+/// One narrow lane per core, and some wide ones across them; or wide ones only.
+fn random_lanes(random: &mut fastrand::Rng) -> Vec<LaneShape> {
+    let cores = random.usize(1..=4);
+    let mut sets: Vec<CoreSet> = Vec::new();
+    if random.f64() < 0.85 {
+        sets.extend((0..cores).map(|core| CoreSet::from_cores([core])));
+    }
+    if cores >= 4 && random.bool() {
+        sets.extend([CoreSet::from_cores([0, 1]), CoreSet::from_cores([2, 3])]);
+    }
+    if sets.is_empty() || random.bool() {
+        sets.push(CoreSet::from_cores(0..cores));
+    }
+    random.shuffle(&mut sets);
+    (0..).zip(sets).map(|(id, cores)| LaneShape { id: LaneId(id), cores }).collect()
+}
+
+fn random_limits(random: &mut fastrand::Rng) -> Limits {
+    Limits {
+        queued_requests_max: pick(random, &[1, 20, 1_000, 1_000]),
+        bytes_in_max: pick(random, &[50, 1_000, 1 << 20, 1 << 20]),
+        wait_max: pick(random, &[ms(5), ms(50), ms(1_000)]),
+        stall_factor: pick(random, &[3, 10]),
+        stall_floor: pick(random, &[ms(1), ms(20), ms(1_000)]),
+    }
+}
+
+fn random_faults(random: &mut fastrand::Rng) -> Faults {
+    if random.f64() < 0.3 {
+        return Faults::NONE;
+    }
+    Faults {
+        fails: pick(random, &[0.0, 0.02, 0.3]),
+        stalls: pick(random, &[0.0, 0.0, 0.02, 0.1]),
+        reports_late: pick(random, &[0.0, 0.1, 1.0]),
+        report_delay_max: pick(random, &[ms(1), ms(30)]),
+        tick_delay_max: pick(random, &[ms(0), us(100), ms(5)]),
+    }
+}
+
+fn random_model(random: &mut fastrand::Rng) -> ModelPlan {
+    let step_cost = us(random.u64(10..=2_000));
+    let row_cost = us(random.u64(0..=500));
+    // The scheduler is told the truth, or something between a tenth and three times of it.
+    let told = if random.bool() { 1.0 } else { 0.1 + random.f64() * 2.9 };
+    let rows_max = pick(random, &[1, 2, 4, 7, 16]);
+    let rows: Vec<u32> = [1, 2, 4, 8, 16].into_iter().filter(|rows| *rows <= rows_max).collect();
+    let costs = rows.into_iter().map(|rows| (rows, (step_cost + row_cost * rows).mul_f64(told))).collect();
+    let up_at = if random.f64() < 0.8 { Time::ZERO } else { time(random.u64(0..=SPAN_US / 2)) };
+    let goes_down = random.f64() < 0.25;
+    ModelPlan {
+        terms: ModelTerms {
+            rows_max,
+            width: random.usize(1..=4),
+            queue_max: pick(random, &[1, 10, 100, 100]),
+            delay_max: pick(random, &[ms(0), ms(0), us(200), ms(5), ms(40)]),
+            costs,
+            row_bytes: random.u64(1..=20),
+        },
+        up_at,
+        down_at: goes_down.then(|| up_at + us(random.u64(0..=SPAN_US))),
+        step_cost,
+        row_cost,
+        noise: pick(random, &[0.0, 0.1, 0.5]),
+        traffic: (0..random.usize(1..=3)).map(|_| random_traffic(random, rows_max)).collect(),
+    }
+}
+
+fn random_traffic(random: &mut fastrand::Rng, rows_max: u32) -> Traffic {
+    let priority = random.u32(0..=3);
+    let soonest = us(random.u64(1..=20_000));
+    let objective = Range::new(soonest, soonest + us(random.u64(0..=50_000)));
+    Traffic {
+        arrivals: random_arrivals(random),
+        rows: Range::new(1, pick(random, &[1, 1, 3, rows_max + 1])),
+        shapes: pick(random, &[1, 1, 3]),
+        row_bytes: random.u64(1..=20),
+        priority: Range::new(priority, priority + random.u32(0..=2)),
+        objective: (random.f64() < 0.6).then_some(objective),
+        submit_delay: Range::new(ms(0), pick(random, &[ms(0), us(100), ms(3)])),
+        leaves: pick(random, &[0.0, 0.0, 0.1, 0.9]),
+        leaves_after: Range::new(ms(0), pick(random, &[us(10), ms(2), ms(20)])),
+        poisoned: pick(random, &[0.0, 0.0, 0.05, 0.5]),
+        stalling: pick(random, &[0.0, 0.0, 0.0, 0.01]),
+    }
+}
+
+fn random_arrivals(random: &mut fastrand::Rng) -> Arrivals {
+    let (start, count) = (time(random.u64(0..=SPAN_US / 4)), random.usize(1..=40));
+    let every = us(random.u64(0..=SPAN_US / count as u64));
+    match random.u32(0..4) {
+        0 => Arrivals::Constant { start, every, count },
+        1 => Arrivals::Poisson { start, mean: every, count },
+        2 => Arrivals::Bursts { start, every: every * 4, size: random.usize(1..=20), count },
+        _ => Arrivals::At((0..count).map(|_| time(random.u64(0..=SPAN_US))).collect()),
+    }
+}
+
+fn pick<T: Copy>(random: &mut fastrand::Rng, of: &[T]) -> T {
+    of[random.usize(0..of.len())]
+}
+
+fn time(microseconds: u64) -> Time {
+    Time::ZERO + us(microseconds)
+}
+
+const fn us(microseconds: u64) -> Duration {
+    Duration::from_micros(microseconds)
+}
+
+const fn ms(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
+}

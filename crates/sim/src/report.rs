@@ -1,0 +1,142 @@
+//! What a run showed: per model how requests ended, how long they took, how they were batched.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use quadrant_types::{Ending, Time};
+
+/// The result of a run in which everything held.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Report {
+    /// In the order of the scenario.
+    pub models: Vec<ModelReport>,
+    /// Events the scheduler took in.
+    pub events: u64,
+    /// Over every action at its time; equal for equal runs.
+    pub log_hash: LogHash,
+    /// When the last thing happened.
+    pub ended_at: Time,
+}
+
+/// One model's part of a run.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ModelReport {
+    /// Requests that came.
+    pub arrivals: u64,
+    /// Requests by how they ended: `completed`, or the name of an error code.
+    pub endings: BTreeMap<&'static str, u64>,
+    /// From arrival to ending of the completed requests, ascending.
+    latencies: Vec<Duration>,
+    /// Steps run.
+    pub steps: u64,
+    /// Rows of all steps together.
+    pub rows: u64,
+}
+
+impl ModelReport {
+    /// How many requests ended so.
+    pub fn ended(&self, how: &str) -> u64 {
+        self.endings.get(how).copied().unwrap_or(0)
+    }
+
+    /// The latency that this share of the completed requests stayed within; zero if there was none.
+    pub fn latency(&self, share: f64) -> Duration {
+        let last = self.latencies.len().saturating_sub(1);
+        // The product lies between zero and `last`, so the conversion cannot lose anything but a fraction.
+        let index = (last as f64 * share.clamp(0.0, 1.0)).ceil() as usize;
+        self.latencies.get(index).copied().unwrap_or_default()
+    }
+
+    /// Rows of a step on average; zero if there was none.
+    pub fn mean_step_rows(&self) -> f64 {
+        if self.steps == 0 { 0.0 } else { self.rows as f64 / self.steps as f64 }
+    }
+
+    pub(crate) fn end(&mut self, ending: &Ending, latency: Duration) {
+        let name = match ending {
+            Ending::Completed => {
+                self.latencies.push(latency);
+                "completed"
+            }
+            Ending::Failed(error) => error.code.name(),
+        };
+        *self.endings.entry(name).or_default() += 1;
+    }
+
+    pub(crate) fn finish(&mut self) {
+        self.latencies.sort_unstable();
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, model) in self.models.iter().enumerate() {
+            let (p50, p99) = (model.latency(0.5), model.latency(0.99));
+            writeln!(
+                f,
+                "model {index}: {} arrivals, {:?}, p50 {p50:?}, p99 {p99:?}, {} steps of {:.2} rows",
+                model.arrivals,
+                model.endings,
+                model.steps,
+                model.mean_step_rows()
+            )?;
+        }
+        write!(f, "{} events until {}, log {}", self.events, self.ended_at, self.log_hash)
+    }
+}
+
+/// A running 64-bit FNV-1a hash of the action log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogHash(u64);
+
+impl Default for LogHash {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl fmt::Write for LogHash {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for byte in text.bytes() {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for LogHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write;
+
+    use super::*;
+
+    #[test]
+    fn the_hash_is_fnv_1a() {
+        for (text, expect) in
+            [("", "cbf29ce484222325"), ("a", "af63dc4c8601ec8c"), ("foobar", "85944171f73967e8")]
+        {
+            let mut hash = LogHash::default();
+            hash.write_str(text).unwrap();
+            assert_eq!(hash.to_string(), expect);
+        }
+    }
+
+    #[test]
+    fn percentiles_are_of_completed_requests() {
+        let mut model = ModelReport::default();
+        assert_eq!(model.latency(0.5), Duration::ZERO);
+        for ms in (1..=101).rev() {
+            model.end(&Ending::Completed, Duration::from_millis(ms));
+        }
+        model.finish();
+        assert_eq!(model.latency(0.5), Duration::from_millis(51));
+        assert_eq!(model.latency(1.0), Duration::from_millis(101));
+    }
+}

@@ -1,0 +1,185 @@
+//! What a simulation plays: lanes, models, traffic and faults, as plain data.
+//!
+//! Everything random about a run is a distribution here and a draw from the seed later, so a scenario
+//! written by hand with point values has no randomness at all.
+
+use std::time::Duration;
+
+use quadrant_policy::{LaneShape, Limits, ModelTerms};
+use quadrant_types::{Priority, Time};
+
+/// One whole experiment.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    /// The device.
+    pub lanes: Vec<LaneShape>,
+    /// The scheduler's bounds.
+    pub limits: Limits,
+    /// What is served; the first has [`quadrant_types::ModelId`] 0.
+    pub models: Vec<ModelPlan>,
+    /// What goes wrong.
+    pub faults: Faults,
+    /// When draining begins.
+    pub drain_at: Time,
+}
+
+/// One model: what the scheduler is told of it, what is true of it, and who asks for it.
+#[derive(Clone, Debug)]
+pub struct ModelPlan {
+    /// What the scheduler is told.
+    pub terms: ModelTerms,
+    /// When it is loaded.
+    pub up_at: Time,
+    /// When it is unloaded, if ever.
+    pub down_at: Option<Time>,
+    /// The true time of a step, however many rows,
+    pub step_cost: Duration,
+    /// and what each row adds. Shape `n` takes `1 + n / 2` times as long.
+    pub row_cost: Duration,
+    /// The standard deviation of the logarithm of a step's time.
+    pub noise: f64,
+    /// Who asks for it.
+    pub traffic: Vec<Traffic>,
+}
+
+/// Requests of one kind. All are sent whether or not earlier ones were answered.
+#[derive(Clone, Debug)]
+pub struct Traffic {
+    /// When they come.
+    pub arrivals: Arrivals,
+    /// Rows of a request.
+    pub rows: Range<u32>,
+    /// Shapes are numbered from 0 to this, exclusive.
+    pub shapes: u32,
+    /// Bytes of one row.
+    pub row_bytes: u64,
+    /// How important a request is.
+    pub priority: Range<u32>,
+    /// How long after its arrival its answer is of use; `None` for best effort.
+    pub objective: Option<Range<Duration>>,
+    /// From the arrival of its last byte until the scheduler hears of it.
+    pub submit_delay: Range<Duration>,
+    /// The share of clients that leave,
+    pub leaves: f64,
+    /// and how long after the scheduler heard of the request they do.
+    pub leaves_after: Range<Duration>,
+    /// The share of requests that make every step with them fail.
+    pub poisoned: f64,
+    /// The share of requests that make every step with them run fifty times as long.
+    pub stalling: f64,
+}
+
+impl Traffic {
+    /// One-row best-effort requests of a faithful client, at these arrivals.
+    pub fn plain(arrivals: Arrivals) -> Self {
+        Self {
+            arrivals,
+            rows: Range::only(1),
+            shapes: 1,
+            row_bytes: 1,
+            priority: Range::only(Priority::default().0),
+            objective: None,
+            submit_delay: Range::only(Duration::ZERO),
+            leaves: 0.0,
+            leaves_after: Range::only(Duration::ZERO),
+            poisoned: 0.0,
+            stalling: 0.0,
+        }
+    }
+}
+
+/// When requests come.
+#[derive(Clone, Debug)]
+pub enum Arrivals {
+    /// At these times.
+    At(Vec<Time>),
+    /// `count` at equal distances from `start` on.
+    Constant {
+        /// The first.
+        start: Time,
+        /// The distance.
+        every: Duration,
+        /// How many in all.
+        count: usize,
+    },
+    /// `count` with exponentially distributed distances.
+    Poisson {
+        /// Before the first.
+        start: Time,
+        /// The mean distance.
+        mean: Duration,
+        /// How many in all.
+        count: usize,
+    },
+    /// `count` in groups of `size` that come at one instant.
+    Bursts {
+        /// The first group.
+        start: Time,
+        /// From group to group.
+        every: Duration,
+        /// Requests of a group.
+        size: usize,
+        /// How many in all.
+        count: usize,
+    },
+}
+
+/// Faults of the device and of the driver; shares are of steps.
+#[derive(Clone, Copy, Debug)]
+pub struct Faults {
+    /// Steps that fail, for no fault of their requests.
+    pub fails: f64,
+    /// Steps that run fifty times as long as they should.
+    pub stalls: f64,
+    /// Steps whose end is reported late,
+    pub reports_late: f64,
+    /// and by how much at most.
+    pub report_delay_max: Duration,
+    /// Ticks come up to this much late.
+    pub tick_delay_max: Duration,
+}
+
+impl Faults {
+    /// Nothing goes wrong.
+    pub const NONE: Self = Self {
+        fails: 0.0,
+        stalls: 0.0,
+        reports_late: 0.0,
+        report_delay_max: Duration::ZERO,
+        tick_delay_max: Duration::ZERO,
+    };
+}
+
+/// A uniform distribution, both ends included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range<T> {
+    /// The least.
+    pub min: T,
+    /// The most.
+    pub max: T,
+}
+
+impl<T: Copy> Range<T> {
+    /// From `min` to `max`.
+    pub const fn new(min: T, max: T) -> Self {
+        Self { min, max }
+    }
+
+    /// Always this.
+    pub const fn only(value: T) -> Self {
+        Self { min: value, max: value }
+    }
+}
+
+impl Range<u32> {
+    pub(crate) fn draw(self, random: &mut fastrand::Rng) -> u32 {
+        random.u32(self.min..=self.max)
+    }
+}
+
+impl Range<Duration> {
+    pub(crate) fn draw(self, random: &mut fastrand::Rng) -> Duration {
+        let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        Duration::from_nanos(random.u64(nanos(self.min)..=nanos(self.max)))
+    }
+}

@@ -1,0 +1,3 @@
+//! The scheduler in virtual time: random scenarios, scenarios by hand, and checkers that fire.
+
+mod random;
