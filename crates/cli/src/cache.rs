@@ -38,7 +38,13 @@ pub(crate) fn or_fetched(given: Option<&Path>, fetched: &str) -> Result<PathBuf>
 /// Where ONNX Runtime's library may be: what the demo fetched, then the system's usual folders.
 pub(crate) fn onnxruntime_places() -> Vec<PathBuf> {
     let fetched = store().ok().map(|store| store.assets().join("onnxruntime/libonnxruntime.so"));
-    let system = ["/usr/local/lib", "/usr/lib", "/usr/lib64", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu"];
+    let system = [
+        "/usr/local/lib",
+        "/usr/lib",
+        "/usr/lib64",
+        "/usr/lib/x86_64-linux-gnu",
+        "/usr/lib/aarch64-linux-gnu",
+    ];
     let system = system.into_iter().map(|folder| Path::new(folder).join("libonnxruntime.so"));
     fetched.into_iter().chain(system).collect()
 }

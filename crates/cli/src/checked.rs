@@ -71,9 +71,10 @@ pub(crate) fn device_cores(wanted: &[usize]) -> Result<CoreSet> {
 fn model_settings(fields: &ModelFields) -> Result<ModelSettings> {
     let engine = match &fields.engine {
         None => None,
-        Some(name) => Some(name.parse::<EngineKind>().map_err(|()| {
-            anyhow!("`engine` must be `ort`, `rten` or `emulated`, not `{name}`")
-        })?),
+        Some(name) => Some(
+            name.parse::<EngineKind>()
+                .map_err(|()| anyhow!("`engine` must be `ort`, `rten` or `emulated`, not `{name}`"))?,
+        ),
     };
     let batching = match &fields.batching {
         None => None,

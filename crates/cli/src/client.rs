@@ -109,10 +109,8 @@ struct AnswerParameters {
 impl Client {
     /// A client of the server at `address`, such as `127.0.0.1:8000`.
     pub(crate) fn new(address: &str) -> Self {
-        let config = ureq::Agent::config_builder()
-            .timeout_global(Some(TIMEOUT))
-            .http_status_as_error(false)
-            .build();
+        let config =
+            ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).http_status_as_error(false).build();
         Self { agent: config.into(), base: format!("http://{address}") }
     }
 
@@ -201,7 +199,8 @@ fn decode(header_length: Option<usize>, body: &[u8]) -> Result<Vec<NamedTensor>>
     let (header, mut data) = body
         .split_at_checked(header_length)
         .ok_or_else(|| anyhow!("the server's answer is shorter than it says"))?;
-    let header: AnswerHeader = serde_json::from_slice(header).context("the server's answer cannot be read")?;
+    let header: AnswerHeader =
+        serde_json::from_slice(header).context("the server's answer cannot be read")?;
     let mut outputs = Vec::new();
     for output in header.outputs {
         let (bytes, rest) = data

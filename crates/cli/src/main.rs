@@ -1,9 +1,11 @@
 //! `quadrant`: the command line. Each command reads its arguments, builds a checked configuration, and
 //! hands over to the crates that do the work.
 
+mod bench;
 mod cache;
 mod checked;
 mod client;
+mod demo;
 mod infer;
 mod logging;
 mod serve;
@@ -28,8 +30,12 @@ struct Cli {
 enum Command {
     /// Serve the models of a folder.
     Serve(serve::ServeArgs),
+    /// Fetch real models, serve them, and print requests to paste.
+    Demo(demo::DemoArgs),
     /// Send one request made from files.
     Infer(infer::InferArgs),
+    /// Send load and report latency percentiles.
+    Bench(bench::BenchArgs),
     /// Print the checked configuration with every default, as a file that `serve --config` takes.
     Config(serve::ConfigArgs),
 }
@@ -49,7 +55,9 @@ fn run(cli: &Cli) -> Result<()> {
     logging::start(&cli.log)?;
     match &cli.command {
         Command::Serve(args) => serve::run(args),
+        Command::Demo(args) => demo::run(args),
         Command::Infer(args) => infer::run(args),
+        Command::Bench(args) => bench::run_bench(args),
         Command::Config(args) => serve::print_config(args),
     }
 }

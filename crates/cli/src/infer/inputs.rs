@@ -33,7 +33,8 @@ pub(crate) enum Channels {
 pub(crate) fn picture(metadata: &Metadata, path: &Path, channels: Channels) -> Result<NamedTensor> {
     let input = only_input(metadata, "a picture", |input| input.shape.len() == 4 && input.shape[1] == 3)?;
     ensure!(input.datatype == "FP32", "input `{}` is `{}`, not `FP32`", input.name, input.datatype);
-    let picture = image::open(path).with_context(|| format!("cannot read the picture `{}`", path.display()))?;
+    let picture =
+        image::open(path).with_context(|| format!("cannot read the picture `{}`", path.display()))?;
     Ok(picture_tensor(input, &picture, channels))
 }
 

@@ -13,9 +13,10 @@ pub(crate) fn tensors(metadata: &Metadata, arguments: &[String]) -> Result<Vec<N
         let (name, file) = match argument.split_once('=') {
             Some((name, file)) => (name.to_owned(), file),
             None => {
-                let input = metadata.inputs.get(index).with_context(|| {
-                    format!("the model takes only `{}` inputs", metadata.inputs.len())
-                })?;
+                let input = metadata
+                    .inputs
+                    .get(index)
+                    .with_context(|| format!("the model takes only `{}` inputs", metadata.inputs.len()))?;
                 (input.name.clone(), argument.as_str())
             }
         };
@@ -44,7 +45,8 @@ fn parse(bytes: &[u8]) -> Result<(&'static str, Vec<usize>, &[u8])> {
     let shape = after(header, "'shape':")?.strip_prefix('(').context("the header has no shape")?;
     let shape = shape.split(')').next().unwrap_or_default();
     let sizes = shape.split(',').map(str::trim).filter(|size| !size.is_empty());
-    let shape = sizes.map(|size| size.parse().context("a size is not a number")).collect::<Result<Vec<usize>>>()?;
+    let shape =
+        sizes.map(|size| size.parse().context("a size is not a number")).collect::<Result<Vec<usize>>>()?;
     Ok((datatype, shape, data))
 }
 

@@ -92,7 +92,8 @@ pub(crate) fn raw(outputs: &[NamedTensor]) -> String {
 
 fn floats(output: &NamedTensor) -> Result<Vec<f32>> {
     ensure!(output.datatype == "FP32", "output `{}` is `{}`, not `FP32`", output.name, output.datatype);
-    let numbers = output.data.chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().expect("four")));
+    let numbers =
+        output.data.chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().expect("four")));
     let numbers: Vec<f32> = numbers.collect();
     ensure!(numbers.len() == output.shape.iter().product::<usize>(), "output `{}` is cut short", output.name);
     Ok(numbers)
@@ -123,7 +124,8 @@ mod tests {
 
     #[test]
     fn classes_are_shown_with_their_labels() {
-        let element = |text: &str| [&u32::try_from(text.len()).unwrap().to_le_bytes()[..], text.as_bytes()].concat();
+        let element =
+            |text: &str| [&u32::try_from(text.len()).unwrap().to_le_bytes()[..], text.as_bytes()].concat();
         let mut output = tensor(&[1, 2], &[]);
         output.data = [element("0.900000:3:rust"), element("0.100000:7")].concat();
         assert_eq!(top_classes(&output).unwrap(), " 90.00 %  rust\n 10.00 %  7");

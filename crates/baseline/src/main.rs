@@ -1,0 +1,64 @@
+//! What the server is measured against: a bare axum echo, a bare tonic echo, and a loop around an engine
+//! without any server. Each as plain as its library's own examples.
+
+mod echo;
+mod engine_loop;
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Bare comparators for the benchmarks.
+#[derive(Debug, Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// An axum server that answers every request with its own body.
+    EchoHttp {
+        /// Where to listen; the bound address is printed.
+        #[arg(long, default_value = "127.0.0.1:0")]
+        address: SocketAddr,
+    },
+    /// A tonic server that answers `ModelInfer` with the tensors of the request.
+    EchoGrpc {
+        /// Where to listen; the bound address is printed.
+        #[arg(long, default_value = "127.0.0.1:0")]
+        address: SocketAddr,
+    },
+    /// Runs a model back to back on one core, as JSON: rows per second, median and 99th percentile.
+    EngineLoop(engine_loop::LoopArgs),
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::EchoHttp { address } => runtime()?.block_on(echo::http(address)),
+        Command::EchoGrpc { address } => runtime()?.block_on(echo::grpc(address)),
+        Command::EngineLoop(args) => engine_loop::run(&args),
+    }
+}
+
+/// The runtime that `#[tokio::main]` makes.
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}
+
+#[expect(clippy::print_stdout, reason = "what whoever started this reads")]
+fn say(line: &str) {
+    println!("{line}");
+}

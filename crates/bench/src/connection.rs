@@ -1,0 +1,110 @@
+//! A connection: sends a prepared request, reads the whole answer, says how it went.
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper_util::rt::TokioIo;
+use quadrant_proto::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
+use tokio::net::TcpStream;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::payload::Prepared;
+use crate::{BenchError, Plan, Protocol};
+
+/// Larger than any answer a server here would send.
+const GRPC_MESSAGE_BYTES_MAX: usize = i32::MAX as usize;
+
+/// An open connection.
+pub(crate) enum Connection {
+    Http(SendRequest<Full<Bytes>>),
+    Grpc(GrpcInferenceServiceClient<Channel>),
+}
+
+/// How a request went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// An answer of so many bytes.
+    Answered(u64),
+    /// What came instead: a status, or why the connection broke.
+    Failed(String),
+}
+
+impl Connection {
+    pub(crate) async fn open(plan: &Plan) -> Result<Self, BenchError> {
+        let fail = |error: &dyn std::fmt::Display| BenchError::Server {
+            address: plan.address.clone(),
+            said: format!("cannot be reached: {error}; is it running?"),
+        };
+        match plan.protocol {
+            Protocol::Http => {
+                let stream = TcpStream::connect(&plan.address).await.map_err(|error| fail(&error))?;
+                stream.set_nodelay(true).map_err(|error| fail(&error))?;
+                let (sender, connection) =
+                    handshake(TokioIo::new(stream)).await.map_err(|error| fail(&error))?;
+                tokio::spawn(async move {
+                    // A broken connection shows as the failure of the request on it.
+                    connection.await.unwrap_or_default();
+                });
+                Ok(Self::Http(sender))
+            }
+            Protocol::Grpc => {
+                let endpoint = Endpoint::from_shared(format!("http://{}", plan.address));
+                let endpoint = endpoint.map_err(|error| fail(&error))?.tcp_nodelay(true);
+                let channel = endpoint.connect().await.map_err(|error| fail(&error))?;
+                let client = GrpcInferenceServiceClient::new(channel);
+                Ok(Self::Grpc(client.max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX)))
+            }
+        }
+    }
+
+    /// Whether another request can be sent.
+    pub(crate) fn is_usable(&self) -> bool {
+        match self {
+            Self::Http(sender) => !sender.is_closed(),
+            Self::Grpc(_) => true,
+        }
+    }
+
+    pub(crate) async fn send(&mut self, request: &Prepared) -> Outcome {
+        match (self, request) {
+            (Self::Http(sender), request) => send_http(sender, request).await,
+            (Self::Grpc(client), Prepared::Grpc(request)) => send_grpc(client, (**request).clone()).await,
+            (Self::Grpc(_), Prepared::Http(_)) => Outcome::Failed("wrong protocol".to_owned()),
+        }
+    }
+}
+
+async fn send_http(sender: &mut SendRequest<Full<Bytes>>, request: &Prepared) -> Outcome {
+    let broken = |error: hyper::Error| Outcome::Failed(format!("connection: {error}"));
+    let Some(request) = request.http() else { return Outcome::Failed("wrong protocol".to_owned()) };
+    if let Err(error) = sender.ready().await {
+        return broken(error);
+    }
+    let response = match sender.send_request(request).await {
+        Ok(response) => response,
+        Err(error) => return broken(error),
+    };
+    let status = response.status();
+    let mut body = response.into_body();
+    let mut bytes = 0;
+    while let Some(frame) = body.frame().await {
+        match frame {
+            Ok(frame) => bytes += frame.data_ref().map_or(0, |data| data.len() as u64),
+            Err(error) => return broken(error),
+        }
+    }
+    if status.is_success() { Outcome::Answered(bytes) } else { Outcome::Failed(status.as_u16().to_string()) }
+}
+
+async fn send_grpc(
+    client: &mut GrpcInferenceServiceClient<Channel>,
+    request: quadrant_proto::inference::ModelInferRequest,
+) -> Outcome {
+    match client.model_infer(request).await {
+        Ok(response) => {
+            let raw = response.into_inner().raw_output_contents;
+            Outcome::Answered(raw.iter().map(|raw| raw.len() as u64).sum())
+        }
+        Err(status) => Outcome::Failed(format!("{:?}", status.code())),
+    }
+}

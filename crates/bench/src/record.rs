@@ -1,0 +1,115 @@
+//! What happened, counted while it happens.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+
+use crate::connection::Outcome;
+use crate::report::{LatencyMs, ModelReport, Snapshot};
+
+/// The longest time that is told apart: ten minutes, in nanoseconds.
+const LONGEST_NS: u64 = 600_000_000_000;
+
+/// One model's requests.
+#[derive(Debug)]
+pub(crate) struct ModelRecord {
+    latency: Histogram<u64>,
+    failures: BTreeMap<String, u64>,
+    bytes_sent: u64,
+    bytes_received: u64,
+}
+
+/// The whole run's.
+#[derive(Debug)]
+pub(crate) struct Record {
+    pub(crate) models: Vec<ModelRecord>,
+    pub(crate) lag: Histogram<u64>,
+    pub(crate) withheld: u64,
+    recent: Histogram<u64>,
+}
+
+pub(crate) fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, LONGEST_NS, 3).expect("the bounds are valid")
+}
+
+fn add(histogram: &mut Histogram<u64>, time: Duration) {
+    histogram.saturating_record(u64::try_from(time.as_nanos()).unwrap_or(LONGEST_NS));
+}
+
+impl Record {
+    pub(crate) fn new(models: usize) -> Self {
+        let model = || ModelRecord {
+            latency: histogram(),
+            failures: BTreeMap::new(),
+            bytes_sent: 0,
+            bytes_received: 0,
+        };
+        Self {
+            models: std::iter::repeat_with(model).take(models).collect(),
+            lag: histogram(),
+            withheld: 0,
+            recent: histogram(),
+        }
+    }
+
+    /// A request of the counted part of the run has ended.
+    pub(crate) fn ended(&mut self, model: usize, sent_bytes: u64, latency: Duration, outcome: Outcome) {
+        let model = &mut self.models[model];
+        model.bytes_sent += sent_bytes;
+        match outcome {
+            Outcome::Answered(bytes) => {
+                model.bytes_received += bytes;
+                add(&mut model.latency, latency);
+                add(&mut self.recent, latency);
+            }
+            Outcome::Failed(reason) => *model.failures.entry(reason).or_default() += 1,
+        }
+    }
+
+    pub(crate) fn lagged(&mut self, lag: Duration) {
+        add(&mut self.lag, lag);
+    }
+
+    /// The last second, and forgets it.
+    pub(crate) fn snapshot(&mut self, elapsed: Duration, interval: Duration) -> Snapshot {
+        let snapshot = Snapshot {
+            elapsed_s: elapsed.as_secs_f64(),
+            answered_per_second: self.recent.len() as f64 / interval.as_secs_f64(),
+            p50_ms: milliseconds(self.recent.value_at_quantile(0.5)),
+            p99_ms: milliseconds(self.recent.value_at_quantile(0.99)),
+            failed: self.models.iter().flat_map(|model| model.failures.values()).sum(),
+        };
+        self.recent.reset();
+        snapshot
+    }
+}
+
+impl ModelRecord {
+    pub(crate) fn report(&self, name: &str, seconds: f64) -> ModelReport {
+        ModelReport {
+            name: name.to_owned(),
+            answered: self.latency.len(),
+            failed: self.failures.values().sum(),
+            failures: self.failures.clone(),
+            answered_per_second: self.latency.len() as f64 / seconds,
+            latency_ms: LatencyMs::of(&self.latency),
+            bytes_sent: self.bytes_sent,
+            bytes_received: self.bytes_received,
+        }
+    }
+
+    /// Both together.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        self.latency.add(&other.latency).expect("all histograms have the same bounds");
+        for (reason, count) in &other.failures {
+            *self.failures.entry(reason.clone()).or_default() += count;
+        }
+        self.bytes_sent += other.bytes_sent;
+        self.bytes_received += other.bytes_received;
+    }
+}
+
+pub(crate) fn milliseconds(nanoseconds: u64) -> f64 {
+    nanoseconds as f64 / 1e6
+}
