@@ -262,3 +262,47 @@ fn hold_or(name: &'static str, holds: bool, detail: impl FnOnce() -> String) -> 
 fn first<T: ToString>(mut items: impl Iterator<Item = T>) -> String {
     items.next().map(|item| item.to_string()).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use quadrant_types::{Objective, Priority, ShapeId};
+
+    use super::*;
+
+    /// Elsewhere an expired request is noticed before its step begins; so this one is asked directly.
+    #[test]
+    fn a_step_after_the_deadline_is_found() {
+        let (ms, model) = (|ms| Time::ZERO + Duration::from_millis(ms), ModelId(0));
+        let lane = LaneShape { id: LaneId(0), cores: CoreSet::from_cores([0]) };
+        let mut checker = Checker::new(vec![lane], Limits::default());
+        let terms = ModelTerms {
+            rows_max: 2,
+            width: 1,
+            queue_max: 1,
+            delay_max: Duration::from_secs(1),
+            costs: vec![(1, Duration::ZERO)],
+            row_bytes: 1,
+        };
+        let request = Request {
+            id: RequestId(0),
+            model,
+            priority: Priority::default(),
+            arrived: ms(0),
+            objective: Objective::EndBy(ms(5)),
+            work: Work::Once { rows: 1, shape: ShapeId(0), bytes_in: 1 },
+        };
+        let step = Step {
+            id: StepId(0),
+            model,
+            lane: lane.id,
+            requests: [request.id].into_iter().collect(),
+            rows: 1,
+            predicted: Duration::ZERO,
+        };
+        checker.check(ms(0), &Event::ModelUp(model, terms), &[], None).unwrap();
+        checker.check(ms(0), &Event::Arrived(request), &[], Some(ms(5))).unwrap();
+        let (invariant, _) =
+            checker.check(ms(5), &Event::Tick, &[Action::Run(step)], Some(ms(6))).unwrap_err();
+        assert_eq!(invariant, "no step begins after all of its requests' deadlines");
+    }
+}
