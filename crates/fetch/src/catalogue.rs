@@ -212,3 +212,32 @@ pub const ONNX_RUNTIME: Package = Package {
         },
     ],
 };
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn each_file_is_pinned_and_has_its_own_place() {
+        let packages = [&MAGIKA, &PP_OCR, &MINILM_L3, &SENTENCE_TOKENIZER, &SILERO_VAD, &ONNX_RUNTIME];
+        let is_digest = |text: &str| text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
+        let mut places = BTreeSet::new();
+        for package in packages {
+            let mut of_package = BTreeSet::new();
+            for archive in package.archives {
+                assert!(is_digest(archive.sha256) && archive.bytes > 0, "{}", archive.file);
+                for member in archive.members {
+                    assert!(is_digest(member.sha256) && member.bytes > 0, "{}", member.path);
+                    let plain = |part| matches!(part, std::path::Component::Normal(_));
+                    assert!(std::path::Path::new(member.to).components().all(plain), "{}", member.to);
+                    of_package.insert(member.to);
+                }
+            }
+            for place in of_package {
+                assert!(places.insert(place), "`{place}` is claimed twice");
+            }
+        }
+    }
+}

@@ -26,8 +26,9 @@ pub(crate) fn download(
     progress: &mut dyn Progress,
 ) -> Result<PathBuf, FetchError> {
     let arguments = arguments(package, archive);
-    let no_pip = |source| FetchError::NoPip { source, file: archive.file, wheels: wheels.to_owned() };
-    let child = Command::new("python3")
+    let command = format!("python3 {}", arguments.join(" "));
+    let (file, wheels) = (archive.file, wheels.to_owned());
+    let ran = Command::new("python3")
         .args(&arguments)
         .arg("--dest")
         .arg(folder)
@@ -37,22 +38,27 @@ pub(crate) fn download(
         // pip unpacks into its temporary folder first; there the growing file can be seen.
         .env("TMPDIR", folder)
         .spawn()
-        .map_err(no_pip)?;
-    let (success, said) = watch(child, || progress.advance(package, largest_file(folder)))
-        .map_err(|source| FetchError::NoPip { source, file: archive.file, wheels: wheels.to_owned() })?;
-    let path = folder.join(archive.file);
+        .and_then(|child| watch(child, || progress.advance(package, largest_file(folder))));
+    let (success, said) = match ran {
+        Ok(ran) => ran,
+        Err(error) => return Err(FetchError::NoPip { said: error.to_string(), command, file, wheels }),
+    };
+    let path = folder.join(file);
     if success && path.is_file() {
         return Ok(path);
     }
-    let last = said.lines().rev().find(|line| line.contains("ERROR")).or(said.lines().next_back());
-    Err(FetchError::Download {
-        name: package.name,
-        version: package.version,
-        command: format!("python3 {}", arguments.join(" ")),
-        file: archive.file,
-        wheels: wheels.to_owned(),
-        said: last.unwrap_or("nothing").trim().to_owned(),
-    })
+    let said = complaint(&said).to_owned();
+    if said.contains("No module named pip") {
+        return Err(FetchError::NoPip { said, command, file, wheels });
+    }
+    Err(FetchError::Download { name: package.name, version: package.version, command, file, wheels, said })
+}
+
+/// The line of pip's output that says most.
+fn complaint(said: &str) -> &str {
+    let mut lines = said.lines().map(str::trim).filter(|line| !line.is_empty());
+    let last = lines.clone().next_back();
+    lines.rfind(|line| line.starts_with("ERROR")).or(last).unwrap_or("nothing")
 }
 
 fn arguments(package: &Package, archive: &Archive) -> Vec<String> {
@@ -103,4 +109,44 @@ fn largest_file(folder: &Path) -> u64 {
         Err(_) => 0,
     };
     entries.flatten().map(size).max().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_that_says_most_is_told() {
+        for (said, expect) in [
+            ("", "nothing"),
+            ("/usr/bin/python3: No module named pip\n", "/usr/bin/python3: No module named pip"),
+            (
+                "WARNING: retrying\nERROR: a\nERROR: no matching distribution\n\n[notice] new pip\n",
+                "ERROR: no matching distribution",
+            ),
+        ] {
+            assert_eq!(complaint(said), expect);
+        }
+    }
+
+    #[test]
+    fn the_same_archive_is_asked_for_whatever_python_runs_here() {
+        for (package, platform) in
+            [(&crate::MAGIKA, "--platform any"), (&crate::ONNX_RUNTIME, "--platform manylinux_2_28_x86_64")]
+        {
+            let asked = arguments(package, &package.archives[0]).join(" ");
+            assert!(asked.contains(platform) && asked.contains("--python-version 3.11"), "{asked}");
+            assert!(asked.ends_with(&format!("{}=={}", package.name, package.version)), "{asked}");
+        }
+    }
+
+    #[test]
+    fn the_growing_file_is_found_in_folders_of_folders() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(largest_file(folder.path()), 0);
+        std::fs::create_dir_all(folder.path().join("a/b")).unwrap();
+        std::fs::write(folder.path().join("a/b/c"), [0; 7]).unwrap();
+        std::fs::write(folder.path().join("d"), [0; 3]).unwrap();
+        assert_eq!(largest_file(folder.path()), 7);
+    }
 }

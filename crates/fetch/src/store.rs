@@ -3,7 +3,7 @@
 //! A file counts as there if its SHA-256 was found right and neither its size nor its time has changed
 //! since; so a second run reads no file and needs no network.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use crate::archive::{extract, sha256, verify};
@@ -56,19 +56,40 @@ impl Store {
         packages: &[&'static Package],
         progress: &mut dyn Progress,
     ) -> Result<(), FetchError> {
-        fs::create_dir_all(self.assets()).map_err(FetchError::cache(&self.folder))?;
-        let lock_path = self.folder.join("lock");
-        let lock = File::create(&lock_path).map_err(FetchError::cache(&lock_path))?;
-        lock.lock().map_err(FetchError::cache(&lock_path))?;
-        self.clear_leftovers();
+        let mut wanted = Vec::with_capacity(packages.len());
         for package in packages {
             let arch = std::env::consts::ARCH;
             let archive = package.archive().ok_or(FetchError::Processor { name: package.name, arch })?;
-            if !archive.members.iter().all(|member| self.has(member)) {
+            wanted.push((*package, archive));
+        }
+        if wanted.iter().all(|(_, archive)| self.has_all(archive)) {
+            return Ok(());
+        }
+        fs::create_dir_all(self.assets()).map_err(FetchError::cache(&self.folder))?;
+        let _lock = self.lock(progress)?;
+        self.clear_leftovers();
+        for (package, archive) in wanted {
+            // Asked again: the process that held the lock may have brought it.
+            if !self.has_all(archive) {
                 self.fetch_one(package, archive, progress)?;
             }
         }
         Ok(())
+    }
+
+    /// Waits until nobody else is at it. The operating system lets go of the lock when its holder ends.
+    fn lock(&self, progress: &mut dyn Progress) -> Result<File, FetchError> {
+        let path = self.folder.join("lock");
+        let lock = File::create(&path).map_err(FetchError::cache(&path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                progress.waiting(&self.folder);
+                lock.lock().map_err(FetchError::cache(&path))?;
+            }
+            Err(TryLockError::Error(error)) => return Err(FetchError::cache(&path)(error)),
+        }
+        Ok(lock)
     }
 
     /// Removes what a killed process left behind. Nobody else is at it while the lock is held.
@@ -101,11 +122,15 @@ impl Store {
         verify(&path, archive)?;
         for member in archive.members {
             let to = self.assets().join(member.to);
-            extract(&path, member, &to)?;
+            extract(&path, member, folder.path(), &to)?;
             self.stamp(member, &to)?;
         }
         progress.done(package);
         Ok(())
+    }
+
+    fn has_all(&self, archive: &Archive) -> bool {
+        archive.members.iter().all(|member| self.has(member))
     }
 
     /// Whether the file is there and the one that was pinned. A file that has neither changed its size nor
@@ -120,7 +145,11 @@ impl Store {
         let same = File::open(&path)
             .and_then(|mut file| sha256(&mut file, &mut std::io::sink()))
             .is_ok_and(|found| found == member.sha256);
-        same && self.stamp(member, &path).is_ok()
+        if same {
+            // In a folder that cannot be written to, the file is read again next time.
+            self.stamp(member, &path).unwrap_or_default();
+        }
+        same
     }
 
     fn stamp(&self, member: &Member, path: &Path) -> Result<(), FetchError> {
@@ -145,50 +174,109 @@ fn identity(path: &Path) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
     use super::*;
     use crate::Platform;
+    use crate::archive::testing::{HELLO, wheel};
 
-    /// An archive with one file `a.txt` that holds `hello`, stored.
-    const HELLO: Package = Package {
-        name: "no-such-package-of-quadrant",
-        version: "1",
-        archives: &[Archive {
+    /// Writes down what it hears.
+    #[derive(Default)]
+    struct Heard(Vec<&'static str>);
+
+    impl Progress for Heard {
+        fn waiting(&mut self, _folder: &Path) {
+            self.0.push("waiting");
+        }
+        fn begin(&mut self, _package: &Package) {
+            self.0.push("begin");
+        }
+        fn advance(&mut self, _package: &Package, _bytes: u64) {}
+        fn done(&mut self, _package: &Package) {
+            self.0.push("done");
+        }
+    }
+
+    /// A package whose archive was brought by hand, so that nothing is asked of `pip`.
+    fn brought(store: &Store) -> &'static Package {
+        let path = store.wheels().join("hello.whl");
+        wheel(&path, b"hello");
+        let found = sha256(&mut File::open(&path).unwrap(), &mut std::io::sink()).unwrap();
+        let archive = Archive {
             platform: Platform::Any,
             file: "hello.whl",
-            bytes: 0,
-            sha256: "",
-            members: &[Member {
-                path: "a.txt",
-                bytes: 5,
-                sha256: "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824",
-                to: "x/a.txt",
-            }],
-        }],
-    };
+            bytes: path.metadata().unwrap().len(),
+            sha256: found.leak(),
+            members: HELLO,
+        };
+        let archives = vec![archive].leak();
+        Box::leak(Box::new(Package { name: "hello", version: "1", archives }))
+    }
 
-    fn wheel(path: &Path, content: &[u8]) {
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        let mut zip = zip::ZipWriter::new(File::create(path).unwrap());
-        zip.start_file("a.txt", zip::write::SimpleFileOptions::default()).unwrap();
-        zip.write_all(content).unwrap();
-        zip.finish().unwrap();
+    fn fetch(store: &Store, package: &'static Package) -> Vec<&'static str> {
+        let mut heard = Heard::default();
+        store.fetch(&[package], &mut heard).unwrap();
+        heard.0
     }
 
     #[test]
-    fn a_file_is_taken_out_checked_and_kept() {
+    fn what_is_there_is_not_fetched_again() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::new(folder.path().to_owned());
-        let member = &HELLO.archives[0].members[0];
-        let (path, to) = (store.wheels().join("hello.whl"), store.assets().join(member.to));
-        wheel(&path, b"hello");
-        assert!(!store.has(member));
-        extract(&path, member, &to).unwrap();
-        assert!(store.has(member));
+        let package = brought(&store);
+        let to = store.assets().join(HELLO[0].to);
+        assert_eq!(fetch(&store, package), ["begin", "done"]);
         assert_eq!(fs::read(&to).unwrap(), b"hello");
+        fs::remove_file(store.wheels().join("hello.whl")).unwrap();
+        assert_eq!(fetch(&store, package), [""; 0], "neither the archive nor the network is needed");
+        fs::remove_dir_all(folder.path().join("stamps")).unwrap();
+        assert_eq!(fetch(&store, package), [""; 0], "without its stamp, the file is read");
+        brought(&store);
         fs::write(&to, b"hexlo").unwrap();
-        assert!(!store.has(member), "a changed file is noticed, also one of the same size");
+        assert_eq!(fetch(&store, package), ["begin", "done"], "a changed file is noticed and replaced");
+        assert_eq!(fs::read(&to).unwrap(), b"hello");
+    }
+
+    #[test]
+    fn leftovers_of_a_killed_process_are_cleared() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path().to_owned());
+        let package = brought(&store);
+        let left = folder.path().join("partial-abc");
+        fs::create_dir_all(&left).unwrap();
+        fs::write(left.join("half"), b"he").unwrap();
+        fetch(&store, package);
+        let names = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<String> = names.map(|name| name.into_string().unwrap()).collect();
+        names.sort();
+        assert_eq!(names, ["assets", "lock", "stamps", "wheels"]);
+    }
+
+    #[test]
+    fn one_process_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path().to_owned());
+        let package = brought(&store);
+        let held = store.lock(&mut Heard::default()).unwrap();
+        let (second, began) = (store.clone(), std::sync::Arc::new(std::sync::Barrier::new(2)));
+        let other = std::thread::spawn({
+            let began = began.clone();
+            move || {
+                struct Waits(std::sync::Arc<std::sync::Barrier>);
+                impl Progress for Waits {
+                    fn waiting(&mut self, _folder: &Path) {
+                        self.0.wait();
+                    }
+                    fn begin(&mut self, _package: &Package) {}
+                    fn advance(&mut self, _package: &Package, _bytes: u64) {}
+                    fn done(&mut self, _package: &Package) {}
+                }
+                second.fetch(&[package], &mut Waits(began))
+            }
+        });
+        began.wait();
+        assert!(!store.has(&HELLO[0]), "the second one waits");
+        drop(held);
+        other.join().unwrap().unwrap();
+        assert!(store.has(&HELLO[0]));
     }
 
     #[test]
@@ -203,30 +291,5 @@ mod tests {
         assert_eq!(store(&all[1..]), Some("/x/quadrant".into()));
         assert_eq!(store(&[("QUADRANT_CACHE", ""), all[2]]), Some("/h/.cache/quadrant".into()));
         assert_eq!(store(&[]), None);
-    }
-
-    #[test]
-    fn a_false_file_leaves_nothing_behind() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = Store::new(folder.path().to_owned());
-        let member = &HELLO.archives[0].members[0];
-        let (path, to) = (store.wheels().join("hello.whl"), store.assets().join(member.to));
-        for content in [&b"hullo"[..], b"hello and more"] {
-            wheel(&path, content);
-            let error = extract(&path, member, &to).unwrap_err();
-            assert!(matches!(error, FetchError::Checksum { .. }), "{error}");
-            assert!(!to.exists());
-        }
-        fs::write(&path, b"not a zip").unwrap();
-        assert!(matches!(extract(&path, member, &to), Err(FetchError::Archive { .. })));
-        assert_eq!(fs::read_dir(to.parent().unwrap()).unwrap().count(), 0, "no half-written file");
-    }
-
-    #[test]
-    fn an_archive_that_is_not_the_pinned_one_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("hello.whl");
-        wheel(&path, b"hello");
-        assert!(matches!(verify(&path, &HELLO.archives[0]), Err(FetchError::Checksum { .. })));
     }
 }
