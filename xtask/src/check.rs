@@ -6,21 +6,21 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 
-use crate::run::{self, cargo, root, stage, works};
+use crate::run::{self, cargo, root, say, stage, works};
 use crate::tidy;
 
 /// The version that `deny.toml` is written for.
 const DENY_VERSION: &str = "0.20.2";
 
 /// What a stage is called, and what it does.
-type Stage = (&'static str, fn() -> Result<()>);
+type Work = (&'static str, fn() -> Result<()>);
 
 /// Runs all stages.
 ///
 /// # Errors
 /// If one of them failed.
 pub(crate) fn run() -> Result<()> {
-    let stages: [Stage; 5] = [
+    let stages: [Work; 5] = [
         ("format", || run::run(cargo().args(["fmt", "--all", "--check"]))),
         ("tidy", tidy::run),
         ("clippy", || {
@@ -33,9 +33,14 @@ pub(crate) fn run() -> Result<()> {
         }),
         ("dependencies", dependencies),
     ];
-    let failed: Vec<&str> =
-        stages.into_iter().filter(|(name, work)| !stage(name, work)).map(|(name, _)| name).collect();
-    ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
+    let stages = stages.map(|(name, work)| stage(name, work));
+    say("");
+    for stage in &stages {
+        say(&stage.to_string());
+    }
+    let failed: Vec<&str> = stages.iter().filter(|stage| !stage.passed).map(|stage| stage.name).collect();
+    ensure!(failed.is_empty(), "check failed: {}", failed.join(", "));
+    say("check passed");
     Ok(())
 }
 

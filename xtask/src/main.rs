@@ -1,4 +1,4 @@
-//! The developer's commands: `cargo xtask check`, `cargo xtask test`, `cargo xtask measure`.
+//! The developer's commands: `cargo xtask check`, `cargo xtask test`. One file for each of them.
 //!
 //! A program and not a pile of scripts, so that it runs wherever the project builds, and is linted and
 //! tested with it.
@@ -32,12 +32,12 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Check => check::run(),
-        Command::Tidy => tidy::run(),
+        Command::Check => check::run().map(|()| ExitCode::SUCCESS),
+        Command::Tidy => tidy::run().map(|()| ExitCode::SUCCESS),
         Command::Test(args) => test::run_tests(&args),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             run::say(&format!("error: {error:#}"));
             ExitCode::FAILURE

@@ -1,8 +1,9 @@
 //! Runs other programs, and says what it does.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -14,7 +15,9 @@ pub(crate) fn root() -> PathBuf {
 
 /// The cargo that runs us.
 pub(crate) fn cargo() -> Command {
-    let mut command = Command::new(option_env!("CARGO").unwrap_or("cargo"));
+    // Set by the cargo that started us; it is of the pinned toolchain.
+    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(program);
     command.current_dir(root());
     command
 }
@@ -36,17 +39,30 @@ pub(crate) fn works(program: impl AsRef<std::ffi::OsStr>, arguments: &[&str]) ->
 }
 
 /// Runs a named stage, saying how long it took and whether it went well.
-pub(crate) fn stage(name: &str, work: impl FnOnce() -> Result<()>) -> bool {
+pub(crate) fn stage(name: &'static str, work: impl FnOnce() -> Result<()>) -> Stage {
     say(&format!("== {name}"));
     #[expect(clippy::disallowed_methods, reason = "the time a stage takes is only printed")]
     let began = Instant::now();
     let result = work();
-    let seconds = began.elapsed().as_secs_f64();
-    match &result {
-        Ok(()) => say(&format!("== {name}: ok, {seconds:.1} s")),
-        Err(error) => say(&format!("== {name}: FAILED, {seconds:.1} s: {error:#}")),
+    let took = began.elapsed();
+    if let Err(error) = &result {
+        say(&format!("== {name}: FAILED: {error:#}"));
     }
-    result.is_ok()
+    Stage { name, passed: result.is_ok(), took }
+}
+
+/// What came of a stage. Shown as a line of the closing summary.
+pub(crate) struct Stage {
+    pub(crate) name: &'static str,
+    pub(crate) passed: bool,
+    took: Duration,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdict = if self.passed { "ok" } else { "FAILED" };
+        write!(out, "{:<14} {:>7.1} s  {verdict}", self.name, self.took.as_secs_f64())
+    }
 }
 
 /// A line for the person who runs this.

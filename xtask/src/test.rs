@@ -1,15 +1,29 @@
 //! `cargo xtask test`: sets up what the tests need, then runs all of them: Rust's, and those of real
 //! clients in Python against the built server. Ends with one line that sums them up.
+//!
+//! What is needed is fetched once into the user's cache and `target/venv`; after that no network is.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+mod capture;
+mod sum;
+pub(crate) mod venv;
 
-use anyhow::{Context, Result, bail, ensure};
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Result, ensure};
 use clap::Args;
 
 use crate::assets;
 use crate::run::{cargo, root, run, say, works};
+use capture::{SILENCE_MAX, captured};
+use sum::Sum;
+
+/// Where the tests find the real models and ONNX Runtime.
+const ASSETS: &str = "QUADRANT_TEST_ASSETS";
+/// Where the tests of real clients find the built server.
+const BINARY: &str = "QUADRANT_BIN";
+/// What pytest ends with if no test has the wanted name.
+const PYTEST_NO_TESTS: i32 = 5;
 
 /// Which tests to run; all if nothing is said.
 #[derive(Args, Debug)]
@@ -24,143 +38,86 @@ pub(crate) struct TestArgs {
     filter: Option<String>,
 }
 
-/// What came of some tests.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Sum {
-    passed: u64,
-    failed: u64,
-    skipped: u64,
-}
-
-/// Runs the tests.
+/// Runs the tests. Its last line is the sum; a runner that breaks counts as a failed test, so that no
+/// breakage can look like a pass.
 ///
 /// # Errors
-/// If something could not be set up or a test failed.
-pub(crate) fn run_tests(args: &TestArgs) -> Result<()> {
+/// If what the tests need could not be fetched.
+pub(crate) fn run_tests(args: &TestArgs) -> Result<ExitCode> {
     let assets = assets::fetch()?;
+    let filter = args.filter.as_deref();
     let all = !args.rust && !args.python;
     let mut sum = Sum::default();
     if all || args.rust {
-        sum.add(rust(&assets, args.filter.as_deref())?);
+        sum += part("the Rust tests", || rust(&assets, filter));
     }
     if all || args.python {
-        sum.add(python(&assets, args.filter.as_deref())?);
+        sum += part("the tests of real clients", || python(&assets, filter));
     }
-    say(&format!("{} passed, {} failed, {} skipped", sum.passed, sum.failed, sum.skipped));
-    ensure!(sum.failed == 0, "`{}` tests failed", sum.failed);
-    ensure!(sum.passed > 0, "no test was run");
-    Ok(())
+    say(&sum.to_string());
+    Ok(if sum.failed == 0 && sum.passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn part(name: &str, work: impl FnOnce() -> Result<Sum>) -> Sum {
+    say(&format!("== {name}"));
+    work().unwrap_or_else(|error| {
+        say(&format!("error: {name} did not run: {error:#}"));
+        Sum { failed: 1, ..Sum::default() }
+    })
 }
 
 fn rust(assets: &Path, filter: Option<&str>) -> Result<Sum> {
-    let mut command = cargo();
+    let which = ["--workspace", "--locked", "--no-fail-fast"];
+    // Built apart, since a build may be silent for longer than a test.
+    run(cargo().args(["test", "--workspace", "--locked", "--no-run"]))?;
+    let mut commands = Vec::new();
     if works("cargo-nextest", &["nextest", "--version"]) {
-        command.args(["nextest", "run", "--workspace", "--locked", "--no-fail-fast"]);
+        let mut nextest = cargo();
+        nextest.args(["nextest", "run"]).args(which);
+        if filter.is_some() {
+            nextest.arg("--no-tests=pass");
+        }
+        let mut examples = cargo();
+        examples.args(["test", "--doc"]).args(which);
+        commands.extend([nextest, examples]);
     } else {
-        command.args(["test", "--workspace", "--locked", "--no-fail-fast"]);
+        let mut everything = cargo();
+        everything.arg("test").args(which);
+        commands.push(everything);
     }
-    command.args(filter).env("QUADRANT_TEST_ASSETS", assets);
-    let (_, text) = captured(&mut command)?;
     let mut sum = Sum::default();
-    for line in text.lines() {
-        sum.add(counts(line));
+    for mut command in commands {
+        command.args(filter).env(ASSETS, assets).env("CARGO_TERM_COLOR", "never");
+        let ran = captured(&mut command, SILENCE_MAX)?;
+        sum += judged(Sum::of_output(&ran.text), ran.status.success());
     }
-    // A build that failed has no summary, and must not pass for "no test failed".
-    ensure!(sum.passed + sum.failed > 0, "the Rust tests did not run");
     Ok(sum)
-}
-
-/// The counts in a closing line of cargo's or nextest's test runner, or of pytest.
-fn counts(line: &str) -> Sum {
-    let line = line.trim();
-    let is_summary = line.starts_with("test result:")
-        || line.starts_with("Summary [")
-        || (line.starts_with('=') && line.ends_with('='));
-    if !is_summary {
-        return Sum::default();
-    }
-    let words: Vec<&str> =
-        line.split(|c: char| c.is_whitespace() || ",;=()".contains(c)).filter(|w| !w.is_empty()).collect();
-    let count = |names: &[&str]| -> u64 {
-        let pairs = words.windows(2).filter(|pair| names.contains(&pair[1]));
-        pairs.filter_map(|pair| pair[0].parse::<u64>().ok()).sum()
-    };
-    Sum {
-        passed: count(&["passed"]),
-        failed: count(&["failed", "error", "errors", "timed"]),
-        skipped: count(&["skipped", "ignored"]),
-    }
 }
 
 fn python(assets: &Path, filter: Option<&str>) -> Result<Sum> {
-    let python = virtual_environment()?;
-    run(cargo().args(["build", "--release", "--locked", "-p", "quadrant-cli", "-p", "quadrant-baseline"]))?;
+    let python = venv::python()?;
+    run(cargo().args(["build", "--release", "--locked", "-p", "quadrant-cli"]))?;
     let mut command = Command::new(python);
-    command.current_dir(root()).args(["-m", "pytest", "tests", "-q", "-rs", "-p", "no:cacheprovider"]);
+    command.current_dir(root()).args(["-m", "pytest", "tests", "-v", "-rs", "--color=no"]);
+    command.args(["-p", "no:cacheprovider"]);
     if let Some(filter) = filter {
         command.args(["-k", filter]);
     }
-    command
-        .env("QUADRANT_TEST_ASSETS", assets)
-        .env("QUADRANT_BIN", root().join("target/release/quadrant"))
-        .env("PYTHONDONTWRITEBYTECODE", "1");
-    let (success, text) = captured(&mut command)?;
-    // With `-q`, pytest's closing line is not framed.
-    let last = text.lines().rev().find(|line| line.contains(" in ") && line.contains("passed"));
-    let sum = counts(&format!("={}=", last.or(text.lines().next_back()).unwrap_or_default()));
-    ensure!(success || sum.failed > 0, "the Python tests did not run");
-    Ok(sum)
+    command.env(ASSETS, assets).env(BINARY, root().join("target/release/quadrant"));
+    command.env("PYTHONDONTWRITEBYTECODE", "1").env("PYTHONUNBUFFERED", "1");
+    let ran = captured(&mut command, SILENCE_MAX)?;
+    let none_meant = filter.is_some() && ran.status.code() == Some(PYTEST_NO_TESTS);
+    ensure!(none_meant || ran.status.code() != Some(PYTEST_NO_TESTS), "there are no tests");
+    Ok(judged(Sum::of_output(&ran.text), none_meant || ran.status.success()))
 }
 
-/// Runs a command whose output is both shown and read.
-fn captured(command: &mut Command) -> Result<(bool, String)> {
-    use std::io::{BufRead, BufReader};
-    let name = format!("{command:?}");
-    let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(writer.try_clone()?)
-        .stderr(writer)
-        .spawn()
-        .with_context(|| format!("cannot run {name}"))?;
-    // The command holds the writing ends; ours must go, or the reading never ends.
-    command.stdout(Stdio::null()).stderr(Stdio::null());
-    let mut text = String::new();
-    for line in BufReader::new(reader).lines() {
-        let line = line?;
-        say(&line);
-        text.push_str(&line);
-        text.push('\n');
+/// A runner that fails without a failing test has broken: a test that aborts leaves no closing line.
+fn judged(mut sum: Sum, success: bool) -> Sum {
+    if !success && sum.failed == 0 {
+        say("error: the runner failed, though no test did; see above");
+        sum.failed = 1;
     }
-    Ok((child.wait()?.success(), text))
-}
-
-/// A virtual environment with the pinned packages, made once for each set of them.
-pub(crate) fn virtual_environment() -> Result<PathBuf> {
-    let requirements = root().join("tests/requirements.txt");
-    let wanted = fs::read_to_string(&requirements).context("cannot read `tests/requirements.txt`")?;
-    let folder = root().join("target/venv");
-    let (python, stamp) = (folder.join("bin/python"), folder.join("requirements.stamp"));
-    if fs::read_to_string(&stamp).is_ok_and(|have| have == wanted) && works(&python, &["--version"]) {
-        return Ok(python);
-    }
-    say("making the Python virtual environment in `target/venv`");
-    if !works("python3", &["-m", "venv", "--help"]) {
-        bail!("`python3 -m venv` does not work; install Python 3 with `venv` and `pip`");
-    }
-    run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder))?;
-    let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"];
-    run(Command::new(&python).args(pip).arg(&requirements))?;
-    fs::write(&stamp, wanted).context("cannot write the stamp of the virtual environment")?;
-    Ok(python)
-}
-
-impl Sum {
-    fn add(&mut self, other: Self) {
-        self.passed += other.passed;
-        self.failed += other.failed;
-        self.skipped += other.skipped;
-    }
+    sum
 }
 
 #[cfg(test)]
@@ -168,16 +125,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn closing_lines_are_counted() {
-        for (line, expect) in [
-            ("test result: ok. 10 passed; 0 failed; 2 ignored; 0 measured; 3 filtered out", [10, 0, 2]),
-            ("     Summary [   1.2s] 12 tests run: 10 passed (1 slow), 2 failed, 4 skipped", [10, 2, 4]),
-            ("     Summary [   1.2s] 3 tests run: 2 passed, 1 timed out, 0 skipped", [2, 1, 0]),
-            ("=3 failed, 20 passed, 1 skipped, 2 errors in 1.20s=", [20, 5, 1]),
-            ("20 passed, 1 failed somewhere in a log", [0, 0, 0]),
-        ] {
-            let Sum { passed, failed, skipped } = counts(line);
-            assert_eq!([passed, failed, skipped], expect, "{line}");
-        }
+    fn what_breaks_cannot_look_like_a_pass() {
+        let passed = Sum { passed: 3, ..Sum::default() };
+        assert_eq!(judged(passed, true), passed);
+        assert_eq!(judged(passed, false), Sum { passed: 3, failed: 1, skipped: 0 });
+        let failed = Sum { passed: 3, failed: 2, skipped: 0 };
+        assert_eq!(judged(failed, false), failed);
+        assert_eq!(part("a part", || anyhow::bail!("it broke")).failed, 1);
     }
 }

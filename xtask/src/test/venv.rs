@@ -1,0 +1,35 @@
+//! The Python virtual environment with the real clients, made once for each set of pinned packages.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::run::{root, run, say, works};
+
+/// The Python of the environment, which is made if it is missing or has other packages.
+///
+/// # Errors
+/// What is missing on this machine.
+pub(crate) fn python() -> Result<PathBuf> {
+    let requirements = root().join("tests/requirements.txt");
+    let wanted = fs::read_to_string(&requirements).context("cannot read `tests/requirements.txt`")?;
+    let folder = root().join("target/venv");
+    let (python, stamp) = (folder.join("bin/python"), folder.join("requirements.stamp"));
+    if fs::read_to_string(&stamp).is_ok_and(|have| have == wanted) && works(&python, &["--version"]) {
+        return Ok(python);
+    }
+    say("making the Python virtual environment in `target/venv`");
+    let venv_works = works("python3", &["-c", "import venv, ensurepip"]);
+    ensure!(
+        venv_works,
+        "cannot make a Python environment; install Python 3.11 or later with `venv` and `pip`"
+    );
+    run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder))?;
+    let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"];
+    run(Command::new(&python).args(install).arg(&requirements))
+        .context("cannot install the real clients; this needs Python 3.11 or later, and a network once")?;
+    fs::write(&stamp, wanted).context("cannot write the stamp of the virtual environment")?;
+    Ok(python)
+}
