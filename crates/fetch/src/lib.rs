@@ -10,6 +10,7 @@ mod catalogue;
 mod download;
 mod store;
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -35,40 +36,24 @@ pub trait Progress {
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     /// There is no Python to run `pip` with.
-    #[error(
-        "cannot run `python3 -m pip`: {said}; install Python 3 with pip, or run `{command}` where there is \
-         one and put `{file}` into `{wheels}`",
-        wheels = wheels.display()
-    )]
+    #[error("cannot run `python3 -m pip`: {said}; install Python 3 with pip, or {by_hand}")]
     NoPip {
         /// What the operating system or Python said.
         said: String,
-        /// What to run elsewhere.
-        command: String,
-        /// The archive's file name.
-        file: &'static str,
-        /// Where it is looked for.
-        wheels: PathBuf,
+        /// How to do without.
+        by_hand: ByHand,
     },
     /// `pip` did not bring the package.
-    #[error(
-        "cannot download `{name}` {version}; without a network, run `{command}` where there is one and put \
-         `{file}` into `{wheels}`; pip said: {said}",
-        wheels = wheels.display()
-    )]
+    #[error("cannot download `{name}` {version}, pip said `{said}`; without a network, {by_hand}")]
     Download {
         /// The package.
         name: &'static str,
         /// Its version.
         version: &'static str,
-        /// What to run elsewhere.
-        command: String,
-        /// The archive's file name.
-        file: &'static str,
-        /// Where it is looked for.
-        wheels: PathBuf,
-        /// The last line of its error.
+        /// The line of its output that says most.
         said: String,
+        /// How to do without.
+        by_hand: ByHand,
     },
     /// The archive or a file in it is not the one that was pinned.
     #[error(
@@ -92,7 +77,10 @@ pub enum FetchError {
         reason: String,
     },
     /// A file or folder of the cache cannot be used: no room, no right.
-    #[error("cannot use `{path}`: {source}", path = path.display())]
+    #[error(
+        "cannot use `{path}`; make room there, or set `QUADRANT_CACHE` to another folder",
+        path = path.display()
+    )]
     Cache {
         /// Which.
         path: PathBuf,
@@ -107,6 +95,22 @@ pub enum FetchError {
         /// The processor.
         arch: &'static str,
     },
+}
+
+/// How a machine without a network is fed: what to run elsewhere, and where to put what it brings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ByHand {
+    /// A command for each archive that is missing.
+    pub commands: Vec<String>,
+    /// The folder in which archives are looked for.
+    pub wheels: PathBuf,
+}
+
+impl fmt::Display for ByHand {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "run this where there is one, and put the archives into `{}`:", self.wheels.display())?;
+        self.commands.iter().try_for_each(|command| write!(out, "\n  {command}"))
+    }
 }
 
 impl FetchError {

