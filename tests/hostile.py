@@ -414,7 +414,7 @@ def spoil_message(rng, request) -> None:
     numbers = [0, -1, 1, 5, 2**31, 2**62, 2**63 - 1, -(2**63)]
     tensor = rng.choice(request.inputs)
     kind = rng.randrange(14)
-    if kind == 0:
+    if kind == 0 and tensor.shape:
         tensor.shape[rng.randrange(len(tensor.shape))] = rng.choice(numbers)
     elif kind == 1:
         del tensor.shape[:]
