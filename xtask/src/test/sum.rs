@@ -19,7 +19,7 @@ impl Sum {
     pub(crate) fn of_output(text: &str) -> Self {
         let mut sum = Self::default();
         for line in text.lines() {
-            sum += of_line(line.trim());
+            sum += of_line(line);
         }
         sum
     }
@@ -41,7 +41,10 @@ impl fmt::Display for Sum {
 
 fn of_line(line: &str) -> Sum {
     let pytest = line.starts_with("==") && line.ends_with("==") && line.contains(" in ");
-    if !pytest && !line.starts_with("test result:") && !line.starts_with("Summary [") {
+    // Not indented: nextest shows so what a failed test's own runner printed.
+    let cargo = line.starts_with("test result:");
+    let nextest = line.trim_start().starts_with("Summary [");
+    if !pytest && !cargo && !nextest {
         return Sum::default();
     }
     let ends_word = |c: char| c.is_whitespace() || ",;:=()".contains(c);
@@ -72,6 +75,7 @@ mod tests {
             ("     Summary [   1.2s] 3 tests run: 1 passed (1 leaky), 2 exec failed, 0 skipped", [1, 2, 0]),
             ("=== 3 failed, 20 passed, 1 skipped, 2 errors in 1.20s ===", [20, 5, 1]),
             ("============ 7 passed in 61.20s (0:01:01) ============", [7, 0, 0]),
+            ("    test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured", [0, 0, 0]),
             ("=== short test summary info ===", [0, 0, 0]),
             ("20 passed, 1 failed somewhere in a log", [0, 0, 0]),
         ] {
