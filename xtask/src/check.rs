@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 
-use crate::run::{self, cargo, root, say, stage, works};
+use crate::run::{self, cargo, root, say, stage, target, works};
 use crate::tidy;
 
 /// The version that `deny.toml` is written for.
@@ -58,7 +58,7 @@ fn deny() -> Result<PathBuf> {
         let version = Command::new(program).arg("--version").output();
         version.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(DENY_VERSION))
     };
-    let tools = root().join("target/tools");
+    let tools = target().join("tools");
     let installed = tools.join("bin/cargo-deny");
     if let Some(found) = [PathBuf::from("cargo-deny"), installed.clone()].into_iter().find(fits) {
         return Ok(found);

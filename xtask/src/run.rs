@@ -13,6 +13,11 @@ pub(crate) fn root() -> PathBuf {
     manifest.parent().expect("xtask lies in the repository").to_owned()
 }
 
+/// Where cargo builds, and where tools and the Python environment are kept.
+pub(crate) fn target() -> PathBuf {
+    root().join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
+}
+
 /// The cargo that runs us.
 pub(crate) fn cargo() -> Command {
     // Set by the cargo that started us; it is of the pinned toolchain.

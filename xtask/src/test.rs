@@ -14,7 +14,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 
 use crate::assets;
-use crate::run::{cargo, root, run, say, works};
+use crate::run::{cargo, root, run, say, target, works};
 use capture::{SILENCE_MAX, captured};
 use sum::Sum;
 
@@ -103,7 +103,7 @@ fn python(assets: &Path, filter: Option<&str>) -> Result<Sum> {
     if let Some(filter) = filter {
         command.args(["-k", filter]);
     }
-    command.env(ASSETS, assets).env(BINARY, root().join("target/release/quadrant"));
+    command.env(ASSETS, assets).env(BINARY, target().join("release/quadrant"));
     command.env("PYTHONDONTWRITEBYTECODE", "1").env("PYTHONUNBUFFERED", "1");
     let ran = captured(&mut command, SILENCE_MAX)?;
     let none_meant = filter.is_some() && ran.status.code() == Some(PYTEST_NO_TESTS);

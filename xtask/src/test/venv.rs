@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::run::{root, run, say, works};
+use crate::run::{root, run, say, target, works};
 
 /// The Python of the environment, which is made if it is missing or has other packages.
 ///
@@ -15,12 +15,12 @@ use crate::run::{root, run, say, works};
 pub(crate) fn python() -> Result<PathBuf> {
     let requirements = root().join("tests/requirements.txt");
     let wanted = fs::read_to_string(&requirements).context("cannot read `tests/requirements.txt`")?;
-    let folder = root().join("target/venv");
+    let folder = target().join("venv");
     let (python, stamp) = (folder.join("bin/python"), folder.join("requirements.stamp"));
     if fs::read_to_string(&stamp).is_ok_and(|have| have == wanted) && works(&python, &["--version"]) {
         return Ok(python);
     }
-    say("making the Python virtual environment in `target/venv`");
+    say(&format!("making the Python virtual environment in `{}`", folder.display()));
     let venv_works = works("python3", &["-c", "import venv, ensurepip"]);
     ensure!(
         venv_works,
