@@ -28,7 +28,8 @@ pub(crate) fn run() -> Result<()> {
             run::run(cargo().args(clippy))
         }),
         ("documentation", || {
-            let doc = ["doc", "--workspace", "--no-deps", "--locked", "--document-private-items"];
+            let doc =
+                ["doc", "--workspace", "--no-deps", "--locked", "--document-private-items", "--keep-going"];
             run::run(cargo().args(doc).env("RUSTDOCFLAGS", "-D warnings"))
         }),
         ("dependencies", dependencies),
