@@ -1,9 +1,11 @@
 """Requests that no client should send, generated from a seed, over REST and gRPC.
 
-    python tests/hostile.py --count 100000 --seed 1 --http 127.0.0.1:8000 --grpc 127.0.0.1:8001
+    python tests/hostile.py --count 100000 --seed 1
 
-prints how often each status was the answer. Every request is made from the seed and its own number alone, so that a
-run can be repeated and a single request shown (`--show NUMBER`). The server needs the models of `MODELS`.
+starts a server, sends it the same requests twice, and prints how often each status was the answer and what memory
+it holds after each run. With `--http 127.0.0.1:8000 --grpc 127.0.0.1:8001` they are sent once to a server that runs
+already, with the models of `MODELS` and the limits of `CONFIG`. Every request is made from the seed and its own
+number alone, so that a run can be repeated and a single request shown (`--show rest --number 7`).
 
 A request is *whole* if its bytes, however senseless, are one complete message of the transport: it must get an
 answer. Others are cut short, or break the framing: there the server may just as well hang up.
@@ -25,9 +27,8 @@ import time
 import zlib
 
 import grpc
+from server import Server, emulated, identity
 from tritonclient.grpc import service_pb2
-
-from server import emulated, identity
 
 # What the requests are about; `pair` has two inputs that must agree.
 MODELS = {
@@ -103,14 +104,18 @@ def valid_binary(rng) -> tuple[str, int, bytes]:
 
 HOSTILE_VALUES = [
     None, True, False, 0, -1, 1, 4, 2**31, 2**32, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1, 2**64, 10**400, -(2**63), 0.5, 1e308,
-    -0.0, "", "x", "FP32", "BYTES", "BF16", "INT99", "\x00", "\ud800", "ü" * 200, "../../etc/passwd", "%n%s", [], {}, [[]],
+    -0.0, "", "x", "FP32", "BYTES", "BF16", "INT99", "\x00", "\ud800", "ü" * 200, "../../etc/passwd", "%n%s", [],
+    {}, [[]],
     [-1], [0], [2**62, 2**62], [2**32, 2**32], [1] * 200, {"binary_data": True}, {"binary_data_size": 2**63},
-    {"binary_data_size": -1}, {"classification": 10**9}, {"classification": -1}, {"classification": 2**64}, {"priority": "x"},
+    {"binary_data_size": -1}, {"classification": 10**9}, {"classification": -1}, {"classification": 2**64},
+    {"priority": "x"},
     {"timeout": -1}, {"timeout": 1.5}, {"shared_memory_region": "r", "shared_memory_byte_size": 64}, {"sequence_id": 5},
 ]  # fmt: skip
 HOSTILE_TOKENS = [
-    b"{", b"}", b"[", b"]", b'"', b",", b":", b"\\", b"\x00", b"\xff", b"NaN", b"-", b"1e999", b"Infinity", b"\\ud800", b"\\u00",
-    b"\xf0\x9f", b"tru", b"null", b"0123", b"1.", b".5", b"--1", b"[" * 150, b'{"a":' * 150, b" " * 3000, b"9" * 5000, b"\xef\xbb\xbf",
+    b"{", b"}", b"[", b"]", b'"', b",", b":", b"\\", b"\x00", b"\xff", b"NaN", b"-", b"1e999", b"Infinity",
+    b"\\ud800", b"\\u00",
+    b"\xf0\x9f", b"tru", b"null", b"0123", b"1.", b".5", b"--1", b"[" * 150, b'{"a":' * 150, b" " * 3000,
+    b"9" * 5000, b"\xef\xbb\xbf",
 ]  # fmt: skip
 KEYS = ["name", "shape", "datatype", "data", "parameters", "inputs", "outputs", "id", "binary_data_size", "x" * 300, ""]
 
@@ -176,7 +181,9 @@ def nested(rng) -> bytes:
 class Case:
     """One request over REST, as bytes."""
 
-    def __init__(self, kind: str, content: bytes, whole: bool = True, only: int | None = None, half_close: bool = False):
+    def __init__(
+        self, kind: str, content: bytes, whole: bool = True, only: int | None = None, half_close: bool = False
+    ):
         self.kind = kind
         self.content = content
         # Must be answered.
@@ -225,9 +232,12 @@ def rest_binary(rng) -> Case:
     if kind == 0:
         body = body[:length] + spoil_bytes(rng, body[length:])
     elif kind == 1:
-        length = rng.choice([0, 1, length - 1, length + 1, len(body), len(body) + 1, 2**31, 2**63, 2**64, 10**30, -1, "x", ""])
+        length = rng.choice(
+            [0, 1, length - 1, length + 1, len(body), len(body) + 1, 2**31, 2**63, 2**64, 10**30, -1, "x", ""]
+        )
     elif kind == 2:
-        body = body[:length].replace(b"binary_data_size\": ", b"binary_data_size\": " + rng.choice([b"9", b"-", b"0.", b"1e"])) + body[length:]  # fmt: skip
+        key = b'binary_data_size": '
+        body = body[:length].replace(key, key + rng.choice([b"9", b"-", b"0.", b"1e"])) + body[length:]
     else:
         body += b"\xff" * rng.choice([1, 4, 5000])
     return Case("binary", post(infer(model), body, f"Inference-Header-Content-Length: {length}"))
@@ -255,7 +265,7 @@ def rest_coded(rng) -> Case:
 
 def rest_oversized(rng) -> Case:
     """More than the server takes, announced or really sent."""
-    if rng.random() < 0.1:
+    if rng.random() < 0.03:
         length = rng.choice([BODY_BYTES_MAX + 1, 2**31, 2**40, 2**63 - 1])
         head = f"POST {infer('plain')} HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n".encode()
         return Case("oversized", head, only=413)
@@ -267,12 +277,16 @@ def rest_head(rng) -> Case:
     paths = ["/", "//", "/v2/models/%00/infer", "/v2/models/%/infer", "/v2/models/%ff%fe/infer", "/v2/models//infer",
              "/v2/models/plain/versions/99999999999999999999/infer", "/v2/models/plain/versions/-1/infer",
              "/v2/models/plain/versions//infer", "/v2/models/../../etc/passwd", "/v2/models/" + "x" * 3000 + "/infer",
-             "/v2/models/plain/infer/infer", "/v2/models/plain/infer?x=" + "y" * 500, "*", "/v2/health/ready/", "/v2/models/plain/stats",
-             "/v2/models/plain/generate", "/v2/systemsharedmemory/status", "/v1/chat/completions", infer("plain"), infer("nope")]  # fmt: skip
+             "/v2/models/plain/infer/infer", "/v2/models/plain/infer?x=" + "y" * 500, "*", "/v2/health/ready/",
+             "/v2/models/plain/stats",
+             "/v2/models/plain/generate", "/v2/systemsharedmemory/status",
+             "/v1/chat/completions", infer("plain"), infer("nope")]  # fmt: skip
     methods = ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "FOO"]
     headers = ["X-A: " + "v" * 3000, "x-request-timeout-ms: -1", "x-request-timeout-ms: 99999999999999999999",
-               "Inference-Header-Content-Length: 18446744073709551616", "Accept-Encoding: gzip;q=x, *;q=0", "Content-Type: \xff\xfe",
-               "x-request-id: " + "i" * 2000, "x-request-id: \xff", "grpc-timeout: 1X", "Accept-Encoding: " + "gzip," * 200]  # fmt: skip
+               "Inference-Header-Content-Length: 18446744073709551616", "Accept-Encoding: gzip;q=x, *;q=0",
+               "Content-Type: \xff\xfe",
+               "x-request-id: " + "i" * 2000, "x-request-id: \xff", "grpc-timeout: 1X",
+               "Accept-Encoding: " + "gzip," * 200]  # fmt: skip
     body = rng.choice([b"", b"{}", b"GET / HTTP/1.1\r\n\r\n", json.dumps(valid_json(rng)[1]).encode()])
     chosen = rng.sample(headers, rng.randint(0, 2))
     lines = [f"{rng.choice(methods)} {rng.choice(paths)} HTTP/1.1", "Host: h", f"Content-Length: {len(body)}", *chosen]
@@ -285,12 +299,18 @@ def rest_framing(rng) -> Case:
     start = f"POST {infer('plain')} HTTP/1.1\r\nHost: h\r\n".encode()
     chunked = start + b"Transfer-Encoding: chunked\r\n\r\n"
     content = rng.choice([
-        rng.randbytes(rng.randint(1, 200)), b"\r\n" * 50, b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00",
-        b"GET / HTTP/1.1\r\nBad Header\r\n\r\n", b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 200 + b"\r\n", b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n",
+        rng.randbytes(rng.randint(1, 200)), b"\r\n" * 50, b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00",
+        b"GET / HTTP/1.1\r\nBad Header\r\n\r\n", b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 200 + b"\r\n",
+        b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n",
         start + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef", start + b"Content-Length: -5\r\n\r\nabc",
-        start + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", chunked + b"zz\r\nabc\r\n", chunked + b"-1\r\n", chunked + b"fffffffffffffffff\r\n",
-        chunked + b"5\r\nabcdefgh\r\n0\r\n\r\n", chunked + b"%x\r\n" % len(body) + body + b"\r\n0\r\nTrailer: x\r\n\r\n", chunked + (b"1;" + b"e" * 900 + b"\r\n{\r\n") * 30,
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + rng.randbytes(60), start + b"Expect: 200-maybe\r\nContent-Length: 2\r\n\r\n{}",
+        start + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        chunked + b"zz\r\nabc\r\n", chunked + b"-1\r\n", chunked + b"fffffffffffffffff\r\n",
+        chunked + b"5\r\nabcdefgh\r\n0\r\n\r\n",
+        chunked + b"%x\r\n" % len(body) + body + b"\r\n0\r\nTrailer: x\r\n\r\n",
+        chunked + (b"1;" + b"e" * 900 + b"\r\n{\r\n") * 30,
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + rng.randbytes(60),
+        start + b"Expect: 200-maybe\r\nContent-Length: 2\r\n\r\n{}",
     ])  # fmt: skip
     return Case("framing", content, whole=False, half_close=True)
 
@@ -302,7 +322,8 @@ def rest_truncated(rng) -> Case:
 
 
 REST = [
-    (rest_valid, 5), (rest_bytes, 20), (rest_json, 30), (rest_nested, 4), (rest_binary, 14), (rest_coded, 8), (rest_oversized, 1),
+    (rest_valid, 5), (rest_bytes, 20), (rest_json, 30), (rest_nested, 4), (rest_binary, 14), (rest_coded, 8),
+    (rest_oversized, 1),
     (rest_head, 10), (rest_framing, 4), (rest_truncated, 4),
 ]  # fmt: skip
 
@@ -437,9 +458,13 @@ def spoil_message(rng, request) -> None:
             request.inputs.add().CopyFrom(tensor)
     elif kind == 9:
         for _ in range(rng.choice([1, 500])):
-            request.outputs.add(name=rng.choice(["y", "nope", ""])).parameters["classification"].int64_param = rng.choice(numbers)
+            request.outputs.add(name=rng.choice(["y", "nope", ""])).parameters[
+                "classification"
+            ].int64_param = rng.choice(numbers)
     elif kind == 10:
-        parameter = request.parameters[rng.choice(["priority", "timeout", "sequence_id", "triton_x", "", "binary_data_output"])]
+        parameter = request.parameters[
+            rng.choice(["priority", "timeout", "sequence_id", "triton_x", "", "binary_data_output"])
+        ]
         name, value = rng.choice([("int64_param", -1), ("string_param", "x"), ("bool_param", True), ("double_param", float("nan")),
                                   ("uint64_param", 2**64 - 1), ("int64_param", 2**63 - 1)])  # fmt: skip
         setattr(parameter, name, value)
@@ -489,7 +514,9 @@ def nested_message(rng) -> bytes:
 def grpc_case(seed: int, number: int) -> Call:
     rng = random.Random(f"grpc {seed} {number}")
     request = valid_message(rng)
-    kind = rng.choices(["valid", "bytes", "wrong", "random", "nested", "other", "oversized"], [5, 30, 40, 8, 4, 12, 1])[0]
+    kind = rng.choices(["valid", "bytes", "wrong", "random", "nested", "other", "oversized"], [5, 30, 40, 8, 4, 12, 1])[
+        0
+    ]
     method = SERVICE + "ModelInfer"
     if kind == "valid":
         return Call(kind, method, request.SerializeToString(), "OK")
@@ -547,7 +574,10 @@ def frames_case(seed: int, number: int) -> tuple[bytes, bool]:
         headers.append((b"grpc-encoding", rng.choice([b"gzip", b"br", b"", b"deflate"])))
         flag = rng.choice([0, 1])
     elif kind == 4:
-        headers[5] = (b"content-type", rng.choice([b"application/json", b"application/grpc+json", b"", b"application/grp"]))
+        headers[5] = (
+            b"content-type",
+            rng.choice([b"application/json", b"application/grpc+json", b"", b"application/grp"]),
+        )
     elif kind == 5:
         tail = rng.choice([b"\0", b"\0" * 4, b"\0\0\0\0\0", rng.randbytes(40)])
     elif kind == 6:
@@ -614,7 +644,9 @@ class Report:
         with self._lock:
             self.counts[transport, kind, str(status)] += 1
             if mistake and len(self.mistakes) < 50:
-                self.mistakes.append(f"--show {transport} --seed {seed} --number {number} ({kind}): {status}, {mistake}")
+                self.mistakes.append(
+                    f"--show {transport} --seed {seed} --number {number} ({kind}): {status}, {mistake}"
+                )
             elif mistake:
                 self.counts["", "mistakes that are not shown", ""] += 1
 
@@ -644,7 +676,9 @@ def run_rest(address: str, seed: int, numbers, report: Report) -> None:
 
 
 def run_grpc(address: str, seed: int, numbers, report: Report) -> None:
-    with grpc.insecure_channel(address, [("grpc.max_receive_message_length", -1), ("grpc.enable_retries", 0)]) as channel:
+    with grpc.insecure_channel(
+        address, [("grpc.max_receive_message_length", -1), ("grpc.enable_retries", 0)]
+    ) as channel:
         calls = {}
         for number in numbers:
             case = grpc_case(seed, number)
@@ -716,7 +750,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--http", help="the server's address; by default one is started, and its memory watched over two runs")
+    parser.add_argument(
+        "--http", help="the server's address; by default one is started, and its memory watched over two runs"
+    )
     parser.add_argument("--grpc")
     parser.add_argument("--show", choices=["rest", "grpc", "frames"], help="print one request instead")
     parser.add_argument("--number", type=int, default=0)
@@ -724,10 +760,10 @@ def main() -> int:
     if args.show:
         show(args.show, args.seed, args.number)
         return 0
-    if args.http or args.grpc:
+    if bool(args.http) != bool(args.grpc):
+        parser.error("`--http` and `--grpc` go together")
+    if args.http:
         return print_report(run(args.http, args.grpc, args.count, args.seed))
-    from server import Server
-
     with Server(MODELS, CONFIG) as server:
         failed, resident = 0, []
         for _ in range(2):

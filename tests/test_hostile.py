@@ -1,10 +1,9 @@
 """No request, however senseless, is our fault, ends the server, or leaves memory behind."""
 
+import hostile
 import numpy as np
 import pytest
 import tritonclient.http as triton_http
-
-import hostile
 from server import Server
 
 COUNT = 10_000
@@ -38,14 +37,21 @@ def test_requests_repeat():
 
 
 def test_hostile_requests(server):
-    """Two identical runs: only the client's codes, everything whole answered, no growth from the first to the second."""
+    """Identical runs: only the client's codes, everything whole answered, no growth from one run to the next.
+
+    An allocator may take another page at any time, but a leak grows with every run: so a third run decides where
+    the second has grown.
+    """
     resident = []
-    for _ in range(2):
+    for attempt in range(3):
         report = hostile.run(server.http, server.grpc, COUNT, SEED)
         assert not report.mistakes, "\n".join(report.mistakes)
         assert_still_right(server)
         resident.append(server.resident_bytes())
-    assert resident[1] - resident[0] <= MEMORY_GROWTH_BYTES_MAX, resident
+        if attempt > 0 and resident[-1] - resident[-2] <= MEMORY_GROWTH_BYTES_MAX:
+            break
+    else:
+        pytest.fail(f"resident memory grows: {resident}")
     # Requests were neither all refused for one trivial reason nor harmless.
     totals = report.by_status()
     for key in [("rest", "200"), ("rest", "400"), ("rest", "404"), ("rest", "405"), ("rest", "413"), ("rest", "415"),

@@ -16,9 +16,8 @@ import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
-from tritonclient.utils import InferenceServerException
-
 from server import SLEEPER, Server, await_that, identity
+from tritonclient.utils import InferenceServerException
 
 SHUTDOWN_S = 5.0
 # What the process may take beyond that to close its ports and leave its threads.

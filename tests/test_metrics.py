@@ -7,7 +7,6 @@ import threading
 import numpy as np
 import pytest
 import tritonclient.http as triton_http
-
 from server import ADDSUB, Server, await_that, identity
 
 MODELS = {

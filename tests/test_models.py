@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import tritonclient.http as triton_http
 from onnx import TensorProto, helper
-
 from server import BINARY, Server, identity
 
 
@@ -89,7 +88,9 @@ def assert_readable(reason: str) -> None:
     """For a person: one short line without the insides of a program."""
     assert reason
     assert len(reason) < 600, reason
-    assert not re.search(r"panicked|unwrap|Some\(|None\b|Err\(|\w+ \{ \w+:|\.rs:\d|0x[0-9a-f]{6}|\n|\x00", reason), reason
+    assert not re.search(r"panicked|unwrap|Some\(|None\b|Err\(|\w+ \{ \w+:|\.rs:\d|0x[0-9a-f]{6}|\n|\x00", reason), (
+        reason
+    )
 
 
 @pytest.fixture(scope="module", params=["onnxruntime", "rten"])
@@ -218,7 +219,8 @@ def test_configuration_is_obeyed(layout):
 
 
 @pytest.mark.parametrize(
-    "name, expected", [("configured", [b"6.000000:2:blue", b"4.000000:1:green"]), ("labelled", [b"6.000000:2:drei", b"4.000000:1:zwei"])]
+    "name, expected", [("configured", [b"6.000000:2:blue", b"4.000000:1:green"]), ("labelled", [b"6.000000:2:drei",
+    b"4.000000:1:zwei"])]
 )  # fmt: skip
 def test_labels(layout, name, expected):
     sent = np.array([[1, 2, 3]], np.float32)

@@ -12,7 +12,6 @@ import onnxruntime
 import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
-
 from server import Server, identity
 
 MODELS = ["magika", "minilm-l3", "ppocr-cls", "ppocr-det", "ppocr-rec", "silero-vad"]
@@ -93,7 +92,8 @@ INPUTS = {
     "minilm-l3": [lambda r: sentences(r, 1, 7), lambda r: sentences(r, 1, 40), lambda r: sentences(r, 3, 16)],
     "ppocr-cls": [lambda r: pictures(r, 1, 80, 160), lambda r: pictures(r, 3, 80, 160)],
     "ppocr-det": [lambda r: pictures(r, 1, 96, 96), lambda r: pictures(r, 1, 160, 320)],
-    "ppocr-rec": [lambda r: pictures(r, 1, 48, 80), lambda r: pictures(r, 1, 48, 320), lambda r: pictures(r, 2, 48, 160)],
+    "ppocr-rec": [lambda r: pictures(r, 1, 48, 80), lambda r: pictures(r, 1, 48, 320), lambda r: pictures(r,
+    2, 48, 160)],
     "silero-vad": [lambda r: speech(r, 1), lambda r: speech(r, 5)],
 }  # fmt: skip
 CASES = [(model, number) for model in MODELS for number in range(len(INPUTS[model]))]

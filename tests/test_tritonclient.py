@@ -18,9 +18,8 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.grpc.aio as triton_grpc_aio
 import tritonclient.http as triton_http
 import tritonclient.http.aio as triton_http_aio
-from tritonclient.utils import InferenceServerException
-
 from server import DATATYPES, Server, identity
+from tritonclient.utils import InferenceServerException
 
 FLOATS = [0.0, -0.0, 1.5, -2.25, 65504.0, 6.1e-5]
 TEXTS = ["", "plain", "größer als ü", "日本語", "🦀 crab", 'quotes " and \\ and \n\t', ""]
@@ -184,9 +183,12 @@ def test_typed_contents(echo):
     """gRPC clients without numpy send `contents` rather than raw bytes."""
     pb = triton_grpc.service_pb2
     cases = [
-        ("FP32", "fp32_contents", [1.5, -2.0]), ("FP64", "fp64_contents", [1e300]), ("BOOL", "bool_contents", [True, False]),
-        ("INT8", "int_contents", [-128, 127]), ("INT16", "int_contents", [-32768]), ("INT32", "int_contents", [-(2**31)]),
-        ("INT64", "int64_contents", [-(2**63)]), ("UINT8", "uint_contents", [255]), ("UINT16", "uint_contents", [65535]),
+        ("FP32", "fp32_contents", [1.5, -2.0]), ("FP64", "fp64_contents", [1e300]), ("BOOL", "bool_contents",
+        [True, False]),
+        ("INT8", "int_contents", [-128, 127]), ("INT16", "int_contents", [-32768]), ("INT32", "int_contents",
+        [-(2**31)]),
+        ("INT64", "int64_contents", [-(2**63)]), ("UINT8", "uint_contents", [255]), ("UINT16", "uint_contents",
+        [65535]),
         ("UINT32", "uint_contents", [2**32 - 1]), ("UINT64", "uint64_contents", [2**64 - 1]),
         ("BYTES", "bytes_contents", [b"", "ü".encode()]),
     ]  # fmt: skip
@@ -537,7 +539,9 @@ def test_server_metadata(protocol, client):
 @both
 def test_model_metadata(protocol, client):
     """The shape includes the batch, as -1."""
-    metadata = client.get_model_metadata("addsub", as_json=True) if protocol is Grpc else client.get_model_metadata("addsub")
+    metadata = (
+        client.get_model_metadata("addsub", as_json=True) if protocol is Grpc else client.get_model_metadata("addsub")
+    )
     assert metadata["name"] == "addsub"
     assert metadata["versions"] == ["1"]
     shapes = {
@@ -550,7 +554,11 @@ def test_model_metadata(protocol, client):
 @both
 def test_model_config(protocol, client):
     """A batching model's configuration has its dimensions without the batch."""
-    config = client.get_model_config("addsub", as_json=True)["config"] if protocol is Grpc else client.get_model_config("addsub")
+    config = (
+        client.get_model_config("addsub", as_json=True)["config"]
+        if protocol is Grpc
+        else client.get_model_config("addsub")
+    )
     assert config["name"] == "addsub"
     assert config["max_batch_size"] > 1
     assert [int(dim) for dim in config["input"][0]["dims"]] == [4]
@@ -559,9 +567,15 @@ def test_model_config(protocol, client):
 
 @both
 def test_repository_index(protocol, client):
-    index = client.get_model_repository_index(as_json=True)["models"] if protocol is Grpc else client.get_model_repository_index()
+    index = (
+        client.get_model_repository_index(as_json=True)["models"]
+        if protocol is Grpc
+        else client.get_model_repository_index()
+    )
     states = {(model["name"], model["version"], model["state"]) for model in index}
-    assert states == {(f"identity_{datatype.lower()}", "1", "READY") for datatype in DATATYPES} | {("addsub", "1", "READY")}
+    assert states == {(f"identity_{datatype.lower()}", "1", "READY") for datatype in DATATYPES} | {
+        ("addsub", "1", "READY")
+    }
 
 
 @both
