@@ -56,7 +56,8 @@ pub(crate) fn similarity(output: &NamedTensor) -> Result<String> {
 }
 
 /// The text of the best path: the best class of each step, repetitions merged, blanks left out (Graves et
-/// al., ICML 2006, section 3.2). Class 0 is the blank, class k is line k of `keys`, the last is a space.
+/// al., ICML 2006, section 3.2). Class k is line k of `keys`, counted from 0, where line 0 stands for the
+/// blank; a class past the last line is a space.
 pub(crate) fn ctc_text(output: &NamedTensor, keys: &str) -> Result<String> {
     let [1, steps, classes] = output.shape[..] else { anyhow::bail!("not one row of steps of classes") };
     let values = floats(output)?;
@@ -67,7 +68,7 @@ pub(crate) fn ctc_text(output: &NamedTensor, keys: &str) -> Result<String> {
     for step in values.chunks_exact(classes) {
         let best = step.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(class, _)| class);
         if best != 0 && best != previous {
-            text.push_str(keys.get(best - 1).copied().unwrap_or(" "));
+            text.push_str(keys.get(best).copied().unwrap_or(" "));
         }
         previous = best;
     }
@@ -112,7 +113,7 @@ mod tests {
     fn repeated_classes_merge_unless_a_blank_parts_them() {
         let best = [1, 1, 0, 1, 2, 3];
         let values: Vec<f32> = best.iter().flat_map(|b| (0..4).map(move |c| f32::from(c == *b))).collect();
-        assert_eq!(ctc_text(&tensor(&[1, 6, 4], &values), "a\nb\n").unwrap(), "aab ");
+        assert_eq!(ctc_text(&tensor(&[1, 6, 4], &values), "blank\na\nb\n").unwrap(), "aab ");
     }
 
     #[test]
