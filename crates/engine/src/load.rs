@@ -60,8 +60,9 @@ impl fmt::Display for EngineKind {
 impl FromStr for EngineKind {
     type Err = ();
 
-    /// The engine with this name.
+    /// The engine with this name; `ort` is short for `onnxruntime`.
     fn from_str(name: &str) -> Result<Self, ()> {
+        let name = if name == "ort" { Self::Ort.name() } else { name };
         Self::ALL.into_iter().find(|kind| kind.name() == name).ok_or(())
     }
 }

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use crate::{Answer, ModelEntry};
 
-/// Everything that can happen to the node. The scheduler's [`Event`]s, with their payloads.
+/// Everything that can happen to the node. The scheduler's events, with their payloads.
 pub(crate) enum Message {
     ModelUp(ModelId, ModelTerms),
     Submit(Box<Pending>),

@@ -104,7 +104,9 @@ fn with_colons(text: &str) -> String {
 /// The error with its line and column, both from 1.
 fn place(text: &str, error: &prost_reflect::text_format::ParseError) -> String {
     let label = miette::Diagnostic::labels(error).and_then(|mut labels| labels.next());
-    let Some(before) = label.and_then(|label| text.get(..label.offset())) else { return error.to_string() };
+    // What has no place is missing at the end.
+    let offset = label.map_or(text.trim_end().len(), |label| label.offset());
+    let Some(before) = text.get(..offset) else { return error.to_string() };
     let line = before.matches('\n').count() + 1;
     let column = before.chars().rev().take_while(|character| *character != '\n').count() + 1;
     format!("line {line}, column {column}: {error}")

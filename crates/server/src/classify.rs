@@ -2,8 +2,8 @@
 //! `score:index` or `score:index:label`.
 //!
 //! The classes are along the last dimension, whatever comes before it. For one vector per row that is what
-//! Triton does; Triton ranks all elements of a row together when there are more dimensions, which says nothing
-//! about, for example, the characters of a line of text.
+//! Triton does; Triton ranks all elements of a row together when there are more dimensions, which says
+//! nothing about, for example, the characters of a line of text.
 
 use std::cmp::Ordering;
 use std::fmt::Write as _;

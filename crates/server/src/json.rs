@@ -1,5 +1,5 @@
-//! A pull parser over the bytes of a JSON text. It borrows strings, builds no tree, and leaves numbers as text
-//! until somebody knows their type.
+//! A pull parser over the bytes of a JSON text. It borrows strings, builds no tree, and leaves numbers as
+//! text until somebody knows their type.
 //!
 //! What is wrong with a text is said as RapidJSON says it, with the offset, because clients of Triton have
 //! tests for these words. Nesting is bounded; nothing here recurses deeper than the bound.

@@ -1,6 +1,6 @@
 //! HTTP and gRPC: the only crate that knows a wire format.
 //!
-//! Both front ends do the same three things: bytes become a [`wire::WireRequest`], `infer` checks it
+//! Both front ends do the same three things: bytes become a `wire::WireRequest`, `infer` checks it
 //! against the model and waits for the node, and the answer becomes bytes again. Nothing is remembered
 //! between requests; what is shared by all connections ([`Shared`]) is the way into the node and the limits.
 //!

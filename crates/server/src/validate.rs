@@ -24,10 +24,10 @@ pub(crate) struct OutputPlan {
 pub(crate) type OutputPlans = SmallVec<[OutputPlan; 4]>;
 
 /// What Triton says when a shape does not fit a model that batches.
-const BATCH_NOTE: &str = " NOTE: Setting a non-zero max_batch_size in the model config requires a batch dimension \
-    to be prepended to each input shape. If you want to specify the full shape including the batch dim in your \
-    input dims config, try setting max_batch_size to zero. See the model configuration docs for more info on \
-    max_batch_size.";
+const BATCH_NOTE: &str = " NOTE: Setting a non-zero max_batch_size in the model config requires a batch \
+    dimension to be prepended to each input shape. If you want to specify the full shape including the batch \
+    dim in your input dims config, try setting max_batch_size to zero. See the model configuration docs for \
+    more info on max_batch_size.";
 
 /// Names repeated in an error before the rest is left out.
 const NAMES_SHOWN_MAX: usize = 16;

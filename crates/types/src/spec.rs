@@ -57,10 +57,12 @@ impl TensorSpec {
         self.dims.len() == shape.len()
             && self.dims.iter().zip(shape).all(|(dim, size)| match dim {
                 Dim::Fixed(fixed) => fixed == size,
-                Dim::Symbol(symbol) => bound.get(symbol).copied().is_none_or(|known| known == *size) && {
-                    bound.insert(Arc::clone(symbol), *size);
-                    true
-                },
+                Dim::Symbol(symbol) => {
+                    bound.get(symbol).copied().is_none_or(|known| known == *size) && {
+                        bound.insert(Arc::clone(symbol), *size);
+                        true
+                    }
+                }
                 Dim::Any => true,
             })
     }

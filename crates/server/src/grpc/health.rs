@@ -52,17 +52,21 @@ pub(crate) async fn watch(shared: &Arc<Shared>, link: Link, mut messages: Messag
         Ok(request) => request,
         Err(error) => return error_response(&error),
     };
-    let state = (Arc::clone(shared), link, request.service, None);
-    let changes = stream::unfold(state, |(shared, mut link, service, told)| async move {
+    let state = (Arc::clone(shared), link, request.service, None, false);
+    let changes = stream::unfold(state, |(shared, mut link, service, told, mut stopped)| async move {
         loop {
             let now = status(&shared.handle, &service).unwrap_or(ServingStatus::ServiceUnknown);
             if told != Some(now) {
                 let ranges = [framed(&message(now))].into();
-                return Some((Ok(ranges), (shared, link, service, Some(now))));
+                return Some((Ok(ranges), (shared, link, service, Some(now), stopped)));
+            }
+            if stopped {
+                return None;
             }
             tokio::select! {
                 () = tokio::time::sleep(LOOK_EVERY) => (),
-                () = link.stopped() => return None,
+                // One more look: that the server is draining is what a watcher waits to hear.
+                () = link.stopped() => stopped = true,
             }
         }
     });

@@ -1,7 +1,7 @@
 //! `ModelInfer` and `ModelStreamInfer`: protobuf in, the common path, protobuf out.
 //!
-//! Answers are encoded by hand: the generated structure would need every name as a string of its own and every
-//! tensor inside one buffer.
+//! Answers are encoded by hand: the generated structure would need every name as a string of its own and
+//! every tensor inside one buffer.
 
 use std::borrow::Cow;
 use std::sync::Arc;

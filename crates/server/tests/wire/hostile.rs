@@ -17,7 +17,14 @@ proptest! {
     /// serves the next one.
     #[test]
     fn mutated_requests_are_answered(
-        cuts in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), prop::collection::vec(any::<u8>(), 0..6)), 1..4),
+        cuts in prop::collection::vec(
+            (
+                any::<prop::sample::Index>(),
+                any::<prop::sample::Index>(),
+                prop::collection::vec(any::<u8>(), 0..6),
+            ),
+            1..4,
+        ),
         json_length in prop::option::of(0..300_usize),
     ) {
         let mut body = GOOD.as_bytes().to_vec();

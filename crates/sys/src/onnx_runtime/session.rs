@@ -172,8 +172,9 @@ impl Session {
         let mut results: SmallVec<[_; USUAL]> = outputs.iter().map(|_| ptr::null_mut()).collect();
         // SAFETY: the pointers to names and values lead to arrays of the lengths given here; names are
         // terminated strings and values are alive, both borrowed from `self` and `inputs` until after the
-        // call. The options are null or those of `self`, which are only read. The session has no other than the processor's execution provider, for which `Run` is documented to
-        // be callable from several threads at once; it does not write through the `*mut` session.
+        // call. The options are null or those of `self`, which are only read. The session has no other than
+        // the processor's execution provider, for which `Run` is documented to be callable from several
+        // threads at once; it does not write through the `*mut` session.
         let status = unsafe {
             (ort::api().Run)(
                 self.session.ptr().cast_mut(),
