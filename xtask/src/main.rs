@@ -1,10 +1,12 @@
-//! The developer's commands: `cargo xtask check`, `cargo xtask test`. One file for each of them.
+//! The developer's commands: `cargo xtask check`, `cargo xtask test`, `cargo xtask measure`. One file for
+//! each of them.
 //!
 //! A program and not a pile of scripts, so that it runs wherever the project builds, and is linted and
 //! tested with it.
 
 mod assets;
 mod check;
+mod measure;
 mod run;
 mod test;
 mod tidy;
@@ -28,6 +30,8 @@ enum Command {
     Tidy,
     /// Fetch what the tests need, then run all of them.
     Test(test::TestArgs),
+    /// Measure the figures of the README again, side by side with bare comparators.
+    Measure(measure::MeasureArgs),
 }
 
 fn main() -> ExitCode {
@@ -35,6 +39,7 @@ fn main() -> ExitCode {
         Command::Check => check::run().map(|()| ExitCode::SUCCESS),
         Command::Tidy => tidy::run().map(|()| ExitCode::SUCCESS),
         Command::Test(args) => test::run_tests(&args),
+        Command::Measure(args) => measure::run_measure(&args).map(|()| ExitCode::SUCCESS),
     };
     match result {
         Ok(code) => code,

@@ -1,0 +1,144 @@
+//! `cargo xtask measure`: the figures of the README, measured again. Each comparison alternates both sides
+//! in one run; medians of the repetitions are quoted with their spread. A repetition in which more than 2 %
+//! of the machine's time went to others, or the generator itself sent late, is void and repeated; voids are
+//! counted.
+
+mod latency;
+mod server;
+mod size;
+mod throughput;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, ValueEnum};
+use quadrant_bench::Report;
+
+use crate::run::{cargo, run, say, target};
+
+/// What to measure, and how often.
+#[derive(Args, Debug)]
+pub(crate) struct MeasureArgs {
+    /// What to measure; all if nothing is said.
+    #[arg(value_enum)]
+    what: Vec<What>,
+    /// Repetitions that count.
+    #[arg(long, default_value_t = 5)]
+    repetitions: usize,
+    /// Seconds of one repetition on one side.
+    #[arg(long, default_value_t = 4.0)]
+    seconds: f64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum What {
+    /// Latency of one request at a time, over a bare echo's.
+    Latency,
+    /// Processor time of a request at 32 connections, over a bare echo's.
+    Cpu,
+    /// Throughput at saturation, against the best loop of the bare engine.
+    Throughput,
+    /// Size of the binary and memory without models.
+    Size,
+}
+
+/// Measures.
+///
+/// # Errors
+/// If something cannot be built or started, or too many repetitions were void.
+pub(crate) fn run_measure(args: &MeasureArgs) -> Result<()> {
+    ensure!(args.repetitions > 0, "`--repetitions` must be at least 1");
+    run(cargo().args(["build", "--release", "--locked", "-p", "quadrant-cli", "-p", "quadrant-baseline"]))?;
+    let wanted = |what| args.what.is_empty() || args.what.contains(&what);
+    if wanted(What::Size) {
+        size::measure()?;
+    }
+    if wanted(What::Latency) {
+        latency::latency(args)?;
+    }
+    if wanted(What::Cpu) {
+        latency::processor_time(args)?;
+    }
+    if wanted(What::Throughput) {
+        throughput::measure(args)?;
+    }
+    Ok(())
+}
+
+/// A program built by [`run_measure`].
+fn program(name: &str) -> std::path::PathBuf {
+    target().join("release").join(name)
+}
+
+/// Runs `quadrant bench` with these arguments.
+fn bench(address: &str, arguments: &[&str]) -> Result<Report> {
+    let output = std::process::Command::new(program("quadrant"))
+        .args(["bench", "--quiet", "--json", "-", "--address", address])
+        .args(arguments)
+        .output()
+        .context("cannot run `quadrant bench`")?;
+    if !output.status.success() {
+        bail!("`quadrant bench` failed: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    let report: Report = serde_json::from_slice(&output.stdout).context("a report that cannot be read")?;
+    ensure!(report.total.failed == 0, "requests failed: {:?}", report.total.failures);
+    Ok(report)
+}
+
+/// Void repetitions for each one that counts, before the machine is given up as too noisy.
+const VOIDS_MAX: usize = 4;
+
+/// Repeats `once` until enough repetitions count. It says its result, or why it is void.
+fn repeat<T>(count: usize, mut once: impl FnMut() -> Result<Result<T, String>>) -> Result<(Vec<T>, usize)> {
+    let (mut results, mut voids) = (Vec::new(), 0);
+    while results.len() < count {
+        match once()? {
+            Ok(result) => results.push(result),
+            Err(reason) => {
+                voids += 1;
+                say(&format!("  void: {reason}"));
+                ensure!(
+                    voids <= count * VOIDS_MAX,
+                    "`{voids}` repetitions were void; the machine is too noisy"
+                );
+            }
+        }
+    }
+    Ok((results, voids))
+}
+
+/// The median, with the smallest and the largest.
+fn spread(values: &[f64], unit: &str) -> String {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let median = median(&sorted);
+    let (least, most) = (sorted[0], sorted[sorted.len() - 1]);
+    format!("{median:.2}{unit} ({least:.2} to {most:.2})")
+}
+
+/// The median of sorted values.
+fn median(sorted: &[f64]) -> f64 {
+    let middle = sorted.len() / 2;
+    if sorted.len() % 2 == 1 { sorted[middle] } else { f64::midpoint(sorted[middle - 1], sorted[middle]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_lies_in_the_middle() {
+        assert_eq!(spread(&[3.0, 1.0, 2.0], " us"), "2.00 us (1.00 to 3.00)");
+        assert_eq!(spread(&[4.0, 1.0, 2.0, 3.0], ""), "2.50 (1.00 to 4.00)");
+    }
+
+    #[test]
+    fn void_repetitions_are_repeated_and_counted() {
+        let mut tries = 0;
+        let (results, voids) = repeat(2, || {
+            tries += 1;
+            Ok(if tries == 1 { Err("noise".to_owned()) } else { Ok(tries) })
+        })
+        .unwrap();
+        assert_eq!((results, voids), (vec![2, 3], 1));
+        assert!(repeat::<()>(1, || Ok(Err("noise".to_owned()))).is_err());
+    }
+}
