@@ -18,8 +18,9 @@ use crate::{EngineError, LaneSpec, Model, Part};
 use inputs::Row;
 use measure::{Measured, Worker};
 
-/// Options within this share of the best rate are equal; the one with the shorter step wins.
-const EQUAL_RATE: f64 = 0.95;
+/// Options within this share of the best rate are equal; the one with the shorter step wins. A wider share
+/// would give away throughput at saturation, where only rows that wait anyway are batched.
+const EQUAL_RATE: f64 = 0.98;
 /// How far a row in a batch may be from the row alone, relative to the largest value of the output.
 const TOLERANCE: f64 = 1e-3;
 
@@ -343,7 +344,8 @@ mod tests {
             assert_eq!((best.width, best.rows), (width, rows));
         };
         check(&[option(1, 1, 89.0, 22), option(2, 1, 60.0, 16), option(2, 8, 40.0, 200)], 1, 1);
-        check(&[option(1, 1, 100.0, 20), option(2, 1, 96.0, 10)], 2, 1);
+        check(&[option(1, 1, 100.0, 20), option(2, 1, 99.0, 10)], 2, 1);
+        check(&[option(1, 1, 97.0, 20), option(1, 2, 100.0, 39)], 1, 2);
         check(&[option(1, 1, 100.0, 20), option(1, 2, 102.0, 39), option(1, 8, 120.0, 130)], 1, 8);
         assert!(choose(&[]).is_none());
     }
