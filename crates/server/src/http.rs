@@ -16,14 +16,16 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
 
-use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER};
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use quadrant_node::ModelEntry;
 use quadrant_types::{Error, ErrorCode, Time};
 use tokio::net::TcpListener;
 
+use self::body::RequestReader;
 use self::request::RequestBody;
 use self::response::JSON_LENGTH;
 use self::route::{Route, route};
@@ -89,17 +91,26 @@ fn metrics(shared: &Shared, request: &Request<Incoming>) -> Response<Segments> {
 }
 
 async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Response<Segments>, Infallible> {
-    let request_id = request.headers().get(REQUEST_ID).cloned();
-    let mut response = dispatch(&shared, request).await;
-    if let Some(request_id) = request_id {
-        response.headers_mut().insert(REQUEST_ID, request_id);
+    let started = shared.handle.now();
+    let (parts, body) = request.into_parts();
+    let mut body = RequestReader::new(body);
+    let mut response = dispatch(&shared, started, &parts, &mut body).await;
+    if let Some(request_id) = parts.headers.get(REQUEST_ID) {
+        response.headers_mut().insert(REQUEST_ID, request_id.clone());
+    }
+    if !body.is_over() && parts.version < Version::HTTP_2 {
+        // The rest of the request would be read as the next one, so there is none.
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(response)
 }
 
-async fn dispatch(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<Segments> {
-    let started = shared.handle.now();
-    let (parts, body) = request.into_parts();
+async fn dispatch(
+    shared: &Arc<Shared>,
+    started: Time,
+    parts: &Parts,
+    body: &mut RequestReader,
+) -> Response<Segments> {
     let Some(route) = route(parts.uri.path()) else {
         body::discard(&parts.headers, body).await;
         return error_response(&Error::new(ErrorCode::NotFound, "Not Found"));
@@ -121,7 +132,10 @@ async fn dispatch(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<
             Ok(response) => response,
             Err(error) => error_response(&error),
         },
-        Route::Page(page) => pages::page(&shared.handle, &page),
+        Route::Page(page) => {
+            body::discard(&parts.headers, body).await;
+            pages::page(&shared.handle, &page)
+        }
     }
 }
 
@@ -131,7 +145,7 @@ async fn inference(
     started: Time,
     (model, version): (&str, Option<u64>),
     headers: &HeaderMap,
-    body: Incoming,
+    body: &mut RequestReader,
 ) -> Response<Segments> {
     let entry = match shared.handle.find(model, version) {
         Ok(entry) => entry,
@@ -177,7 +191,7 @@ async fn prepared(
     shared: &Arc<Shared>,
     entry: &Arc<ModelEntry>,
     headers: &HeaderMap,
-    body: Incoming,
+    body: &mut RequestReader,
 ) -> Result<infer::Prepared, Error> {
     let checked = json_length(headers).and_then(|length| Ok((length, deadline::from_headers(headers)?)));
     let (json_length, timeout) = match checked {
@@ -232,7 +246,7 @@ async fn respond(
 async fn index(
     shared: &Arc<Shared>,
     headers: &HeaderMap,
-    body: Incoming,
+    body: &mut RequestReader,
 ) -> Result<Response<Segments>, Error> {
     let bytes = body::read(shared, headers, body, 0).await?;
     if bytes.len() > CONTROL_BODY_BYTES_MAX {

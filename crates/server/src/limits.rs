@@ -13,7 +13,8 @@ pub struct Limits {
     pub in_flight_bytes_max: usize,
     /// The deepest nesting of a JSON request.
     pub json_depth_max: usize,
-    /// How long a client may take to send the head of a request, or its first request on a connection.
+    /// How long a client may take to send the head of a request, counted from the end of the one before: an
+    /// idle connection is closed after it, too, so it must not be short.
     pub header_read_timeout: Duration,
     /// How long a client may take to send a body.
     pub body_read_timeout: Duration,
@@ -32,8 +33,8 @@ impl Default for Limits {
             response_bytes_max: 256 << 20,
             in_flight_bytes_max: 512 << 20,
             json_depth_max: 100,
-            header_read_timeout: Duration::from_secs(30),
-            body_read_timeout: Duration::from_secs(60),
+            header_read_timeout: Duration::from_mins(1),
+            body_read_timeout: Duration::from_mins(1),
             request_timeout: None,
             connections_max: 1_024,
             drain_timeout: Duration::from_secs(30),

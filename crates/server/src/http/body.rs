@@ -14,6 +14,37 @@ use crate::Shared;
 use crate::budgeted::{GrowingBuffer, aligned_buffer, too_large};
 use crate::inflate::{Coding, inflate};
 
+/// A request's body, and whether all of it was read.
+#[derive(Debug)]
+pub(crate) struct RequestReader {
+    body: Incoming,
+    is_over: bool,
+}
+
+impl RequestReader {
+    pub(crate) fn new(body: Incoming) -> Self {
+        let is_over = body.is_end_stream();
+        Self { body, is_over }
+    }
+
+    /// Whether nothing of the request is left on the connection, so that it can carry another one.
+    pub(crate) fn is_over(&self) -> bool {
+        self.is_over
+    }
+
+    /// The next piece of data; trailers are passed over.
+    async fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        while let Some(frame) = self.body.frame().await {
+            let broken = |error| Error::invalid(format!("the body cannot be read: {error}"));
+            if let Ok(data) = frame.map_err(broken)?.into_data() {
+                return Ok(Some(data));
+            }
+        }
+        self.is_over = true;
+        Ok(None)
+    }
+}
+
 /// Bytes of a refused body that are read and thrown away, so that the client comes to read the refusal.
 const DISCARD_BYTES_MAX: usize = 128 << 20;
 
@@ -27,7 +58,7 @@ const DISCARD_TIME_MAX: Duration = Duration::from_secs(2);
 pub(crate) async fn read(
     shared: &std::sync::Arc<Shared>,
     headers: &HeaderMap,
-    mut body: Incoming,
+    body: &mut RequestReader,
     aligned_at: usize,
 ) -> Result<Bytes, Error> {
     let coding = match headers.get(CONTENT_ENCODING) {
@@ -39,7 +70,7 @@ pub(crate) async fn read(
             let aligned_at = if coding.is_none() { aligned_at } else { 0 };
             let patience = shared.limits.body_read_timeout;
             let late = |_| Err(Error::invalid(format!("the body did not arrive within `{patience:?}`")));
-            let receive = receive(shared, &mut body, aligned_at);
+            let receive = receive(shared, body, aligned_at);
             tokio::time::timeout(patience, receive).await.unwrap_or_else(late).map(|bytes| (bytes, coding))
         }
         Err(error) => Err(error),
@@ -61,11 +92,11 @@ pub(crate) async fn read(
     shared.heavy.run(true, work).await
 }
 
-async fn receive(shared: &Shared, body: &mut Incoming, aligned_at: usize) -> Result<Bytes, Error> {
+async fn receive(shared: &Shared, body: &mut RequestReader, aligned_at: usize) -> Result<Bytes, Error> {
     let bytes_max = shared.limits.body_bytes_max;
-    let Some(length) = body.size_hint().exact() else {
+    let Some(length) = body.body.size_hint().exact() else {
         let mut buffer = GrowingBuffer::new(&shared.budget, bytes_max)?;
-        while let Some(data) = next(body).await? {
+        while let Some(data) = body.next().await? {
             buffer.extend(&data)?;
         }
         return buffer.into_aligned(aligned_at);
@@ -74,11 +105,11 @@ async fn receive(shared: &Shared, body: &mut Incoming, aligned_at: usize) -> Res
     if length > bytes_max {
         return Err(too_large(length, bytes_max));
     }
-    if length == 0 {
+    if body.is_over {
         return Ok(Bytes::new());
     }
     let (mut buffer, lease) = aligned_buffer(&shared.budget, length, aligned_at)?;
-    while let Some(data) = next(body).await? {
+    while let Some(data) = body.next().await? {
         if !buffer.extend(&data) {
             return Err(Error::invalid(format!("the body is longer than the announced `{length}` bytes")));
         }
@@ -92,26 +123,15 @@ async fn receive(shared: &Shared, body: &mut Incoming, aligned_at: usize) -> Res
     Ok(buffer.freeze(Some(lease)))
 }
 
-/// The next piece of data; trailers are passed over.
-async fn next(body: &mut Incoming) -> Result<Option<Bytes>, Error> {
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| Error::invalid(format!("the body cannot be read: {error}")))?;
-        if let Ok(data) = frame.into_data() {
-            return Ok(Some(data));
-        }
-    }
-    Ok(None)
-}
-
 /// Reads what is left of a refused body, within bounds. A client that sends without reading would otherwise
 /// see its connection reset instead of the refusal. One that asked first was told not to send.
-pub(crate) async fn discard(headers: &HeaderMap, mut body: Incoming) {
-    if headers.contains_key(EXPECT) || body.is_end_stream() {
+pub(crate) async fn discard(headers: &HeaderMap, body: &mut RequestReader) {
+    if headers.contains_key(EXPECT) || body.is_over {
         return;
     }
     let drain = async {
         let mut discarded = 0_usize;
-        while let Ok(Some(data)) = next(&mut body).await {
+        while let Ok(Some(data)) = body.next().await {
             discarded += data.len();
             if discarded > DISCARD_BYTES_MAX {
                 return;

@@ -80,7 +80,8 @@ fn what_is_too_large_is_refused() {
         format!("{infer} HTTP/1.1\r\nHost: t\r\nExpect: 100-continue\r\nContent-Length: 99999999999\r\n\r\n")
             .as_bytes(),
     );
-    assert_eq!(client.read().unwrap().status, 413);
+    let answer = client.read().unwrap();
+    assert_eq!((answer.status, answer.headers["connection"].as_str()), (413, "close"));
     let chunk = [b"10000\r\n".to_vec(), vec![b' '; 0x10000], b"\r\n".to_vec()].concat();
     let chunks = [chunk.repeat(2), b"0\r\n\r\n".to_vec()].concat();
     assert_eq!(server.http(&format!("{infer}\nTransfer-Encoding: chunked"), chunks).status, 413);
