@@ -150,7 +150,7 @@ impl Default for LimitSettings {
             connections: 4_096,
             queued_requests: 16_384,
             request_s: 60.0,
-            header_s: 10.0,
+            header_s: 60.0,
             body_s: 30.0,
             stall_factor: 10,
             stall_s: 1.0,
