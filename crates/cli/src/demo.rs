@@ -79,8 +79,9 @@ fn invite(bound: Bound, picture: &std::path::Path) {
          {program} infer ppocr-rec{address} --show ctc --channels bgr --image {}\n\n\
          # which sentences mean the same? (MiniLM)\n\
          {program} infer minilm-l3{address} --text \"{first}\" --text \"{second}\" --text \"{third}\"\n\n\
-         Metrics: http://127.0.0.1:8002/metrics. Ctrl-C ends the demo.\n",
-        picture.display()
+         Metrics: http://{}/metrics. Ctrl-C ends the demo.\n",
+        picture.display(),
+        bound.metrics
     );
 }
 

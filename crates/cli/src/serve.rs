@@ -104,6 +104,8 @@ pub(crate) fn print_config(args: &ConfigArgs) -> Result<()> {
 pub(crate) struct Bound {
     /// Where HTTP is served.
     pub(crate) http: SocketAddr,
+    /// Where the metrics are.
+    pub(crate) metrics: SocketAddr,
 }
 
 /// What the server does after what ran alongside it.
@@ -132,7 +134,7 @@ pub(crate) fn serve<F: Future<Output = Result<After>>>(
         let http = bind("http", settings.http_address).await?;
         let grpc = bind("grpc", settings.grpc_address).await?;
         let metrics = bind("metrics", settings.metrics_address).await?;
-        let bound = Bound { http: http.local_addr()? };
+        let bound = Bound { http: http.local_addr()?, metrics: metrics.local_addr()? };
         let node = Node::start(config)?;
         let shared = Arc::new(Shared::new(node.handle().clone(), limits)?);
         announce(&http, &grpc, &metrics)?;
