@@ -1,96 +1,128 @@
 //! Which batch begins on which lane, now that something has changed.
 //!
-//! Models are looked at in the order of their first requests. A batch that is better off waiting for more
-//! rows holds nobody up: neither other models nor the requests of other shapes behind it.
+//! Each discipline has its own file; what they share is here: the walk over the models in the order of
+//! their first requests, the check that a request can still be in time, and the beginning of a step.
+
+mod clockwork;
+mod easy;
+mod fifo;
+mod quadrant;
+mod slots;
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
+use std::time::Duration;
 
-use quadrant_types::{ModelId, StepId, Time};
+use quadrant_types::{ModelId, RequestId, SchedulingClass, StepId, Time};
 
-use crate::policy::{Policy, Running};
+use crate::admission::shed;
+use crate::cost::{Beside, Kind};
+use crate::policy::Policy;
 use crate::queue::{Candidate, OrderKey};
-use crate::{Action, LaneShape, Step};
+use crate::running::Running;
+use crate::{Action, Discipline, LaneShape, Step};
+
+/// A batch is left waiting for more rows; those behind it are not.
+#[derive(Debug, Default)]
+struct Walk {
+    after: Option<(OrderKey, ModelId)>,
+    /// Batches behind an unripe one of their model.
+    behind: BTreeSet<(OrderKey, ModelId)>,
+}
 
 impl Policy {
-    /// Gives free lanes to the first batches in order. A batch whose lane is not free keeps the cores it
-    /// waits for from those behind it, so that a wide step is not starved by narrow ones.
+    /// Gives free lanes to waiting batches.
     pub(crate) fn dispatch(&mut self, now: Time, actions: &mut Vec<Action>) {
         self.ripe_at = None;
-        let mut free = self.free_cores();
-        let stuck = self.stuck_cores();
-        let mut after = None;
-        // Batches behind an unripe one of their model.
-        let mut behind = BTreeSet::new();
-        while !free.is_empty() {
-            let Some((key, model)) = self.next_batch(after, &behind) else { break };
-            after = Some((key, model));
-            let queue = &self.models[&model];
-            let candidate = queue.batch_from(key);
-            if candidate.ripe_at > now {
-                self.ripe_at =
-                    Some(self.ripe_at.map_or(candidate.ripe_at, |time| time.min(candidate.ripe_at)));
-                behind.extend(queue.next_group(key).map(|key| (key, model)));
-                continue;
-            }
-            // No use in waiting for a stalled lane: the model's requests expire.
-            let Some(lane) = self.lane_for(queue.terms.width, free, stuck) else { continue };
-            if lane.cores.is_subset(free) {
-                self.start(now, model, lane, candidate, actions);
-                // The model may have more work for the next lane, now behind a later head.
-                after = None;
-                behind.clear();
-            }
-            free = free.without(lane.cores);
+        match self.discipline {
+            Discipline::Quadrant => self.dispatch_quadrant(now, actions),
+            Discipline::Fifo => self.dispatch_fifo(now, actions),
+            Discipline::Clockwork => self.dispatch_clockwork(now, actions),
         }
     }
 
-    fn next_batch(
-        &self,
-        after: Option<(OrderKey, ModelId)>,
-        behind: &BTreeSet<(OrderKey, ModelId)>,
-    ) -> Option<(OrderKey, ModelId)> {
-        let later = (after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
-        let candidates = [self.heads.range(later).next(), behind.range(later).next()];
-        candidates.into_iter().flatten().min().copied()
+    /// The next model in the order of the walk, by the first of its requests that is yet to be looked at.
+    fn next_head(&self, walk: &mut Walk) -> Option<(OrderKey, ModelId)> {
+        let later = (walk.after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
+        let candidates = [self.heads.range(later).next(), walk.behind.range(later).next()];
+        let next = candidates.into_iter().flatten().min().copied();
+        walk.after = next.or(walk.after);
+        next
     }
 
-    fn start(
-        &mut self,
-        now: Time,
-        model: ModelId,
-        lane: LaneShape,
-        batch: Candidate,
-        actions: &mut Vec<Action>,
-    ) {
+    /// Leaves a batch waiting for more rows, and goes on with what is behind it.
+    fn wait_until_ripe(&mut self, ripe_at: Time, walk: &mut Walk) {
+        self.note_ripe(ripe_at);
+        if let Some((key, model)) = walk.after {
+            walk.behind.extend(self.models[&model].next_group(key).map(|key| (key, model)));
+        }
+    }
+
+    fn note_ripe(&mut self, ripe_at: Time) {
+        self.ripe_at = Some(self.ripe_at.map_or(ripe_at, |time| time.min(ripe_at)));
+    }
+
+    /// Whether a waiting request cannot be in time any more even if it began now.
+    fn is_hopeless(&self, now: Time, model: ModelId, key: OrderKey, widths: &[usize]) -> bool {
+        let queue = &self.models[&model];
+        let waiting = &queue.waiting[&key];
+        let predicted = |width: &usize| {
+            let kind = Kind { shape: waiting.shape, rows: waiting.rows, width: *width, beside: Beside::Usual };
+            queue.costs.predict(kind, waiting.bytes_in)
+        };
+        let fastest = widths.iter().map(predicted).min().unwrap_or(Duration::ZERO);
+        now + fastest > waiting.deadline
+    }
+
+    fn give_up_late(&mut self, id: RequestId, actions: &mut Vec<Action>) {
+        self.give_up(id, shed("it came to its turn too late"), actions);
+    }
+
+    fn start(&mut self, now: Time, model: ModelId, lane: LaneShape, batch: Candidate, actions: &mut Vec<Action>) {
         let id = StepId(self.next_step);
         self.next_step += 1;
-        self.change_queue(model, |queue| {
-            for key in &batch.keys {
-                queue.waiting.remove(key);
-            }
-        });
-        self.queued -= batch.keys.len();
+        let share = batch.predicted / batch.kind.rows.max(1);
         for request in &batch.requests {
-            self.live.get_mut(request).expect("waiting requests are live").step = Some(id);
+            self.dequeue(*request);
+            let live = self.live.get_mut(request).expect("waiting requests are live");
+            live.step = Some(id);
+            if batch.easy() {
+                self.shares.charge(live.request.tenant, share.saturating_mul(live.request.work.rows()));
+            }
         }
+        let beside = self.neighbour_of(lane.cores);
         let patience = batch.predicted.saturating_mul(self.limits.stall_factor).max(self.limits.stall_floor);
-        let running = Running {
+        let mut running = Running {
             model,
             lane,
             requests: batch.requests.clone(),
-            rows: batch.rows,
-            shape: batch.shape,
-            stalls_at: Some(now + patience),
+            kind: batch.kind,
+            bytes: batch.bytes,
+            predicted: batch.predicted,
+            deadline: batch.deadline,
+            easy: batch.easy(),
+            began: now,
+            progress: Duration::ZERO,
+            preempted: false,
+            beside_time: Duration::ZERO,
+            neighbour: None,
+            booking: None,
+            booked_at: Duration::ZERO,
+            patience: Some(patience),
         };
+        if lane.class == SchedulingClass::Idle && !running.easy {
+            let work = batch.predicted.mul_f64(lane.cores.len() as f64 * self.per_core);
+            running.booking = Some(self.demand.book(batch.deadline - batch.predicted + work, work));
+        }
         self.running.insert(id, running);
         actions.push(Action::Run(Step {
             id,
             model,
             lane: lane.id,
             requests: batch.requests,
-            rows: batch.rows,
+            rows: batch.kind.rows,
             predicted: batch.predicted,
+            beside,
         }));
     }
 }

@@ -2,11 +2,41 @@
 
 use std::time::Duration;
 
-use quadrant_types::{CoreSet, Ending, Error, LaneId, ModelId, Request, RequestId, StepId, Time};
+use quadrant_types::{
+    CoreSet, Ending, Error, LaneId, ModelId, Request, RequestId, SchedulingClass, StepId, TenantId, Time,
+};
 use smallvec::SmallVec;
 
 /// The requests of one step; a handful stays off the heap.
 pub type Requests = SmallVec<[RequestId; 8]>;
+
+/// How requests are put in order and given lanes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Discipline {
+    /// Quadrant's own: by latest start across all models, several steps side by side, long ones preempted
+    /// by short urgent ones, what cannot be in time refused on arrival.
+    #[default]
+    Quadrant,
+    /// What the usual servers do: each model batches by itself, first come first served, all models at
+    /// once; objectives play no part.
+    Fifo,
+    /// One step at a time on all cores, profiled, by strict deadlines (Gujarati et al., OSDI 2020).
+    Clockwork,
+}
+
+impl Discipline {
+    /// Every discipline.
+    pub const ALL: [Self; 3] = [Self::Quadrant, Self::Fifo, Self::Clockwork];
+
+    /// Its name in the configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Quadrant => "quadrant",
+            Self::Fifo => "fifo",
+            Self::Clockwork => "clockwork",
+        }
+    }
+}
 
 /// Bounds that hold for the whole domain. Reaching one is a normal answer, never a panic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +51,8 @@ pub struct Limits {
     pub stall_factor: u32,
     /// but never before this time, so that noise on a short step does not count.
     pub stall_floor: Duration,
+    /// The share of all core time that best-effort work gets while it waits, in thousandths.
+    pub best_effort_floor_permille: u32,
 }
 
 impl Default for Limits {
@@ -31,17 +63,44 @@ impl Default for Limits {
             wait_max: Duration::from_mins(1),
             stall_factor: 10,
             stall_floor: Duration::from_secs(1),
+            best_effort_floor_permille: 50,
         }
     }
 }
 
-/// A lane as the scheduler sees it. Lanes may overlap: of two that share a core only one runs at a time.
+/// A lane as the scheduler sees it. Lanes may overlap: of two in one class that share a core only one runs
+/// at a time; an urgent one preempts an idle one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LaneShape {
     /// Its number.
     pub id: LaneId,
     /// The cores that a step on it occupies.
     pub cores: CoreSet,
+    /// How the operating system treats its threads.
+    pub class: SchedulingClass,
+}
+
+/// The time of one kind of step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cost {
+    /// Rows of the step.
+    pub rows: u32,
+    /// Cores of the step.
+    pub width: usize,
+    /// Whether the other cores were busy meanwhile.
+    pub beside: bool,
+    /// How long it took, in the median.
+    pub time: Duration,
+}
+
+/// What becomes of a request whose deadline cannot be met.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Unmet {
+    /// It is refused, at once.
+    #[default]
+    Refuse,
+    /// It becomes best effort.
+    Demote,
 }
 
 /// What the scheduler needs to know of a model, as measured when it was loaded.
@@ -49,16 +108,20 @@ pub struct LaneShape {
 pub struct ModelTerms {
     /// The most rows of one step; 1 for a model that does not batch.
     pub rows_max: u32,
-    /// How many cores a step of it uses.
-    pub width: usize,
+    /// How many cores a step of it may use, ascending; never empty.
+    pub widths: Vec<usize>,
+    /// The one lane for it, where it has one to itself.
+    pub lane: Option<LaneId>,
     /// The most requests of it that may wait.
     pub queue_max: usize,
     /// How long its first request may wait for others to share its batch.
     pub delay_max: Duration,
-    /// The measured time of a step by number of rows, ascending; never empty.
-    pub costs: Vec<(u32, Duration)>,
+    /// Measured times of steps; never empty.
+    pub costs: Vec<Cost>,
     /// The input bytes of one row in those measurements.
     pub row_bytes: u64,
+    /// What becomes of a request whose deadline cannot be met.
+    pub unmet: Unmet,
 }
 
 /// All that can happen.
@@ -68,6 +131,8 @@ pub enum Event {
     ModelUp(ModelId, ModelTerms),
     /// A model is to run no more; what waits for it ends.
     ModelDown(ModelId),
+    /// This tenant's share of best-effort time, relative to the others'; 1 for one never named.
+    Weight(TenantId, u32),
     /// A request came.
     Arrived(Request),
     /// Nobody waits for this request any more.
@@ -130,6 +195,8 @@ pub struct Step {
     pub requests: Requests,
     /// The sum of their rows.
     pub rows: u32,
-    /// How long it should take.
+    /// How long it should take, undisturbed by more urgent steps on its core.
     pub predicted: Duration,
+    /// The model that runs on other cores as it begins.
+    pub beside: Option<ModelId>,
 }

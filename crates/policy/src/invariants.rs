@@ -3,9 +3,9 @@
 
 use std::collections::BTreeSet;
 
-use quadrant_types::{CoreSet, Work};
+use quadrant_types::{CoreSet, SchedulingClass, Work};
 
-use crate::Policy;
+use crate::{Discipline, Policy};
 
 /// What should hold, and whether it does.
 type Check = (&'static str, fn(&Policy) -> bool);
@@ -14,13 +14,15 @@ impl Policy {
     /// The name of the first invariant that does not hold, if any. Costs time in proportion to what is
     /// live, so production asks only now and then.
     pub fn violated_invariant(&self) -> Option<&'static str> {
-        let checks: [Check; 7] = [
+        let checks: [Check; 9] = [
             (
                 "every live request waits in exactly one queue or runs in exactly one step",
                 Self::each_in_one_place,
             ),
             ("every waiting request is live", Self::waiting_are_live),
-            ("running steps share no core", Self::cores_are_exclusive),
+            ("running steps of one class share no core", Self::cores_are_exclusive),
+            ("what waits with a deadline is booked and ranked, and nothing else", Self::bookings_match),
+            ("what waits without a deadline is shared out", Self::shares_match),
             ("every live request has one expiry", Self::expiries_match),
             ("queued requests and bytes in flight are counted right", Self::sums_match),
             ("queued requests and bytes in flight are within their limits", Self::within_limits),
@@ -32,7 +34,7 @@ impl Policy {
     fn each_in_one_place(&self) -> bool {
         self.live.iter().all(|(id, live)| {
             let queued =
-                self.models.get(&live.request.model).is_some_and(|q| q.waiting.contains_key(&live.key));
+                self.models.get(&live.request.model).is_some_and(|q| q.waiting.contains_key(&live.plan.key));
             let steps = self.running.iter().filter(|(_, step)| step.requests.contains(id));
             let steps: Vec<_> = steps.map(|(step, _)| *step).collect();
             match live.step {
@@ -50,18 +52,42 @@ impl Policy {
             .all(|key| seen.insert(key.id) && self.live.contains_key(&key.id))
     }
 
+    /// Where every model has its own lane, steps share cores on purpose.
     fn cores_are_exclusive(&self) -> bool {
-        let (mut taken, mut sum) = (CoreSet::EMPTY, 0);
-        for step in self.running.values() {
-            taken = taken.union(step.lane.cores);
-            sum += step.lane.cores.len();
-        }
-        taken.len() == sum
+        [SchedulingClass::Urgent, SchedulingClass::Idle].into_iter().all(|class| {
+            let (mut taken, mut sum) = (CoreSet::EMPTY, 0);
+            for step in self.running.values().filter(|step| step.lane.class == class) {
+                taken = taken.union(step.lane.cores);
+                sum += step.lane.cores.len();
+            }
+            taken.len() == sum || self.discipline == Discipline::Fifo
+        })
+    }
+
+    fn bookings_match(&self) -> bool {
+        let quadrant = self.discipline == Discipline::Quadrant;
+        let urgent = self.models.values().flat_map(|queue| queue.waiting.keys()).filter(|key| !key.easy);
+        let ranked: BTreeSet<_> = self.ranked.iter().map(|(_, key)| *key).collect();
+        let waits = |live: &crate::policy::Live| live.step.is_none() && !live.plan.key.easy;
+        let running = self.running.values().filter(|step| step.booking.is_some()).count();
+        let rows = |queue: &crate::queue::ModelQueue| {
+            let urgent = queue.waiting.iter().filter(|(key, _)| !key.easy);
+            urgent.map(|(_, waiting)| waiting.rows).sum::<u32>() == queue.urgent_rows
+        };
+        self.live.values().all(|live| live.booking.is_some() == (quadrant && waits(live)))
+            && (!quadrant || ranked == urgent.copied().collect())
+            && self.demand.booked() == ranked.len() + running
+            && self.models.values().all(rows)
+    }
+
+    fn shares_match(&self) -> bool {
+        let easy = self.live.values().filter(|live| live.step.is_none() && live.plan.key.easy).count();
+        self.shares.len() == easy && self.shares.iter().count() == easy
     }
 
     fn expiries_match(&self) -> bool {
         self.expiries.len() == self.live.len()
-            && self.live.iter().all(|(id, live)| self.expiries.contains(&(live.key.deadline, *id)))
+            && self.live.iter().all(|(id, live)| self.expiries.contains(&(live.plan.expires, *id)))
     }
 
     fn sums_match(&self) -> bool {

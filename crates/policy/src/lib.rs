@@ -4,18 +4,26 @@
 //! starts no thread, sees no payload and uses no randomness: the same events at the same times give the
 //! same actions, byte for byte. So the code that ships is the code that the simulator runs.
 //!
-//! What it does today: requests are ordered across all models by (priority, deadline, arrival); a free
-//! lane takes the first model in that order with the largest batch that is waiting; queues and bytes are
-//! bounded; what cannot be answered in time ends before it costs anything; a batch that fails is tried
-//! again one request at a time, so that a bad request does not take its neighbours down.
+//! How it decides is told in `docs/scheduling.md`. In short: work with deadlines runs in the order of its
+//! latest starts, across all models, on as few cores as are fast enough; admission refuses what could not
+//! end in time or would make others late; long steps are preempted by short urgent ones; best effort
+//! shares what is left by weight, and has a floor. Two other disciplines are there to compare with.
 
+mod admission;
 mod cost;
+mod demand;
 mod dispatch;
 mod event;
+mod floor;
 mod invariants;
-mod lanes;
+mod load;
 mod policy;
 mod queue;
+mod running;
+mod shares;
 
-pub use event::{Action, Event, LaneShape, Limits, ModelTerms, Requests, Step, StepOutcome, StepReport};
+pub use event::{
+    Action, Cost, Discipline, Event, LaneShape, Limits, ModelTerms, Requests, Step, StepOutcome, StepReport,
+    Unmet,
+};
 pub use policy::Policy;

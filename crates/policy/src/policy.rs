@@ -1,33 +1,59 @@
-//! The state machine: what waits, what runs, what is free.
+//! The state machine: what waits, what runs, and how one becomes the other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use quadrant_types::{
-    Ending, Error, ErrorCode, ModelId, Objective, Request, RequestId, ShapeId, StepId, Time, Work,
+    CoreSet, Ending, Error, ErrorCode, ModelId, Priority, Request, RequestId, SchedulingClass, StepId, Time,
+    Work,
 };
+use rustc_hash::FxHashMap;
 
+use crate::admission::{Plan, expired};
+use crate::demand::{Booking, Demand};
+use crate::floor::Floor;
+use crate::load::Load;
 use crate::queue::{ModelQueue, OrderKey, Waiting};
-use crate::{Action, Event, LaneShape, Limits, ModelTerms, Requests, StepOutcome, StepReport};
+use crate::running::Running;
+use crate::shares::Shares;
+use crate::{
+    Action, Cost, Discipline, Event, LaneShape, Limits, ModelTerms, Requests, StepOutcome, StepReport, Unmet,
+};
 
 /// The scheduler of one domain.
 #[derive(Clone, Debug)]
 pub struct Policy {
+    pub(crate) discipline: Discipline,
     pub(crate) limits: Limits,
     pub(crate) lanes: Vec<LaneShape>,
+    /// All cores of all lanes.
+    pub(crate) cores: CoreSet,
+    /// The whole device's time that is one core's, with what is reserved for best effort taken off.
+    pub(crate) per_core: f64,
     pub(crate) models: BTreeMap<ModelId, ModelQueue>,
-    pub(crate) live: BTreeMap<RequestId, Live>,
+    pub(crate) live: FxHashMap<RequestId, Live>,
     pub(crate) running: BTreeMap<StepId, Running>,
-    /// The first waiting request of every model, so that the next step is found without a search.
+    /// The first waiting request with a deadline of every model, so that the next step is found without a
+    /// search.
     pub(crate) heads: BTreeSet<(OrderKey, ModelId)>,
+    /// Those that wait with a deadline, the least important last.
+    pub(crate) ranked: BTreeSet<(Priority, OrderKey)>,
+    /// Those that wait without.
+    pub(crate) shares: Shares,
+    pub(crate) floor: Floor,
+    /// What is due by when.
+    pub(crate) demand: Demand,
     /// When each live request is of no more use.
     pub(crate) expiries: BTreeSet<(Time, RequestId)>,
+    pub(crate) load: Load,
     pub(crate) queued: usize,
     pub(crate) bytes_in: u64,
     /// When the first batch that was left waiting for more rows is worth running as it is.
     pub(crate) ripe_at: Option<Time>,
+    /// Until when the progress of running steps is counted.
+    pub(crate) paced_at: Time,
     pub(crate) next_step: u64,
-    draining: bool,
+    pub(crate) draining: bool,
     drained: bool,
 }
 
@@ -35,21 +61,11 @@ pub struct Policy {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Live {
     pub(crate) request: Request,
-    pub(crate) key: OrderKey,
+    pub(crate) plan: Plan,
+    /// What is booked for it while it waits with a deadline.
+    pub(crate) booking: Option<Booking>,
     /// The step it is in, or `None` while it waits.
     pub(crate) step: Option<StepId>,
-}
-
-/// A step on a lane.
-#[derive(Clone, Debug)]
-pub(crate) struct Running {
-    pub(crate) model: ModelId,
-    pub(crate) lane: LaneShape,
-    pub(crate) requests: Requests,
-    pub(crate) rows: u32,
-    pub(crate) shape: ShapeId,
-    /// When it counts as stalled; `None` once it does.
-    pub(crate) stalls_at: Option<Time>,
 }
 
 impl Policy {
@@ -57,20 +73,31 @@ impl Policy {
     ///
     /// # Panics
     /// If there is no lane, or a lane without a core.
-    pub fn new(lanes: Vec<LaneShape>, limits: Limits) -> Self {
+    pub fn new(lanes: Vec<LaneShape>, limits: Limits, discipline: Discipline) -> Self {
         assert!(!lanes.is_empty(), "a device has at least one lane");
         assert!(lanes.iter().all(|lane| !lane.cores.is_empty()), "a lane has at least one core");
+        let cores = lanes.iter().fold(CoreSet::EMPTY, |cores, lane| cores.union(lane.cores));
+        let floor = Floor::new(limits.best_effort_floor_permille, cores.len());
         Self {
+            discipline,
             limits,
             lanes,
+            cores,
+            per_core: 1.0 / (cores.len() as f64 * floor.rest()),
             models: BTreeMap::new(),
-            live: BTreeMap::new(),
+            live: FxHashMap::default(),
             running: BTreeMap::new(),
             heads: BTreeSet::new(),
+            ranked: BTreeSet::new(),
+            shares: Shares::default(),
+            floor,
+            demand: Demand::new(limits.wait_max),
             expiries: BTreeSet::new(),
+            load: Load::default(),
             queued: 0,
             bytes_in: 0,
             ripe_at: None,
+            paced_at: Time::ZERO,
             next_step: 0,
             draining: false,
             drained: false,
@@ -79,20 +106,27 @@ impl Policy {
 
     /// Takes in one event and appends what is to be done about it.
     pub fn on_event(&mut self, now: Time, event: Event, actions: &mut Vec<Action>) {
+        self.pace(now);
+        self.floor.advance(now);
+        self.demand.advance(now);
+        self.load.advance(now, self.busy_cores(SchedulingClass::Urgent).len(), self.cores.len());
         self.expire(now, actions);
+        self.shed(now, actions);
         match event {
             Event::ModelUp(model, terms) => self.model_up(model, terms),
             Event::ModelDown(model) => self.model_down(model, actions),
+            Event::Weight(tenant, weight) => self.shares.set_weight(tenant, weight),
             Event::Arrived(request) => self.arrived(now, request, actions),
             Event::Left(request) => self.left(request, actions),
-            Event::Ended(report) => self.ended(report, actions),
+            Event::Ended(report) => self.ended(now, report, actions),
             Event::Drain => self.draining = true,
             Event::Tick => {}
         }
-        self.mark_stalled(now, actions);
+        self.mark_stalled(actions);
         self.dispatch(now, actions);
+        self.note_preemption();
         // A lane may also be busy for requests that are gone; one that is stuck may never be free again.
-        let busy = self.running.values().any(|step| step.stalls_at.is_some());
+        let busy = self.running.values().any(|step| !step.is_stuck());
         if self.draining && !self.drained && self.live.is_empty() && !busy {
             self.drained = true;
             actions.push(Action::Drained);
@@ -102,13 +136,18 @@ impl Policy {
     /// When [`Event::Tick`] is due, if nothing else happens before.
     pub fn next_deadline(&self) -> Option<Time> {
         let expiry = self.expiries.first().map(|(time, _)| *time);
-        let stall = self.running.values().filter_map(|step| step.stalls_at).min();
-        [expiry, stall, self.ripe_at].into_iter().flatten().min()
+        let floor = if self.discipline == Discipline::Quadrant { self.floor.changes_at() } else { None };
+        [expiry, self.next_stall(), self.ripe_at, floor].into_iter().flatten().min()
     }
 
     /// Requests of this model that wait.
     pub fn queued(&self, model: ModelId) -> usize {
         self.models.get(&model).map_or(0, |queue| queue.waiting.len())
+    }
+
+    /// The model's measured costs as its steps turned out, to be kept for the next start.
+    pub fn costs(&self, model: ModelId) -> Option<Vec<Cost>> {
+        self.models.get(&model).map(|queue| queue.costs.corrected())
     }
 
     fn model_up(&mut self, model: ModelId, terms: ModelTerms) {
@@ -126,80 +165,56 @@ impl Policy {
     }
 
     fn arrived(&mut self, now: Time, request: Request, actions: &mut Vec<Action>) {
-        match self.admit(now, &request) {
-            Ok(deadline) => self.accept(request, deadline),
+        match self.admit(now, &request, actions) {
+            Ok(plan) => {
+                let Work::Once { bytes_in, .. } = request.work;
+                if plan.deadline != Time::MAX {
+                    self.load.note_objective(now, plan.deadline.since(request.arrived));
+                }
+                let live = Live { request, plan, booking: None, step: None };
+                let replaced = self.live.insert(request.id, live);
+                assert!(replaced.is_none(), "request ids are never reused");
+                self.expiries.insert((plan.expires, request.id));
+                self.bytes_in += bytes_in;
+                self.enqueue(request.id, false);
+            }
             Err(error) => actions.push(Action::End(request.id, Ending::Failed(error))),
         }
     }
 
-    /// Until when the request is of use, or why it is refused.
-    fn admit(&self, now: Time, request: &Request) -> Result<Time, Error> {
-        let Work::Once { bytes_in, .. } = request.work;
-        if self.draining {
-            return Err(Error::new(ErrorCode::Unavailable, "the server is shutting down"));
-        }
-        let Some(queue) = self.models.get(&request.model) else {
-            return Err(Error::new(ErrorCode::Unavailable, "the model is not loaded"));
-        };
-        let full = |what: String| {
-            Error::new(ErrorCode::ResourceExhausted, what).retry_after(self.time_to_drain(queue))
-        };
-        let (waiting, queue_max) = (queue.waiting.len(), queue.terms.queue_max);
-        if waiting >= queue_max {
-            return Err(full(format!(
-                "the model's queue is full: `{waiting}` of `{queue_max}` requests wait"
-            )));
-        }
-        if self.queued >= self.limits.queued_requests_max {
-            let queued_max = self.limits.queued_requests_max;
-            return Err(full(format!("the server's queue is full: `{queued_max}` requests wait")));
-        }
-        if self.bytes_in.saturating_add(bytes_in) > self.limits.bytes_in_max {
-            let (held, bytes_max) = (self.bytes_in, self.limits.bytes_in_max);
-            return Err(full(format!(
-                "inputs in flight are at their limit: `{held}` of `{bytes_max}` bytes"
-            )));
-        }
-        let latest = request.arrived + self.limits.wait_max;
-        let deadline = match request.objective {
-            Objective::BestEffort => latest,
-            Objective::EndBy(time) => time.min(latest),
-        };
-        if deadline <= now {
-            return Err(expired());
-        }
-        Ok(deadline)
-    }
-
-    /// A guess at how long this model's queue takes, for `Retry-After`.
-    fn time_to_drain(&self, queue: &ModelQueue) -> Duration {
-        let rows: u32 = queue.waiting.values().fold(0, |sum, waiting| sum.saturating_add(waiting.rows));
-        let one_row = queue.costs.predict(ShapeId::default(), 1, queue.terms.row_bytes);
-        let lanes = u32::try_from(self.lanes.len()).unwrap_or(u32::MAX);
-        one_row.saturating_mul(rows) / lanes
-    }
-
-    fn accept(&mut self, request: Request, deadline: Time) {
-        let Work::Once { bytes_in, .. } = request.work;
-        let key = OrderKey { priority: request.priority, deadline, id: request.id };
-        let replaced = self.live.insert(request.id, Live { request, key, step: None });
-        assert!(replaced.is_none(), "request ids are never reused");
-        self.expiries.insert((deadline, request.id));
-        self.bytes_in += bytes_in;
-        self.enqueue(&request, key, false);
-    }
-
-    fn enqueue(&mut self, request: &Request, key: OrderKey, alone: bool) {
+    /// Makes a live request wait.
+    fn enqueue(&mut self, id: RequestId, alone: bool) {
+        let live = self.live.get_mut(&id).expect("only live requests wait");
+        let Live { request, plan, .. } = *live;
         let Work::Once { rows, shape, bytes_in } = request.work;
-        let waiting = Waiting { arrived: request.arrived, rows, shape, bytes_in, alone };
-        self.change_queue(request.model, |queue| {
-            queue.waiting.insert(key, waiting);
-        });
+        let deadline = plan.deadline;
+        let waiting = Waiting { arrived: request.arrived, deadline, rows, shape, bytes_in, alone };
+        if plan.key.easy {
+            self.shares.add(request.tenant, request.priority, id);
+        } else if self.discipline == Discipline::Quadrant {
+            live.booking = Some(self.demand.book(plan.due, plan.work));
+            self.ranked.insert((request.priority, plan.key));
+        }
+        self.change_queue(request.model, |queue| queue.insert(plan.key, waiting));
         self.queued += 1;
     }
 
+    /// Makes a waiting request wait no more.
+    pub(crate) fn dequeue(&mut self, id: RequestId) {
+        let live = self.live.get_mut(&id).expect("waiting requests are live");
+        let Live { request, plan, .. } = *live;
+        if plan.key.easy {
+            self.shares.remove(request.tenant, request.priority, id);
+        } else if let Some(booking) = live.booking.take() {
+            self.demand.release(booking);
+            self.ranked.remove(&(request.priority, plan.key));
+        }
+        self.change_queue(request.model, |queue| queue.remove(&plan.key));
+        self.queued -= 1;
+    }
+
     /// Changes a queue and keeps the order of the heads in step with it.
-    pub(crate) fn change_queue(&mut self, model: ModelId, change: impl FnOnce(&mut ModelQueue)) {
+    fn change_queue(&mut self, model: ModelId, change: impl FnOnce(&mut ModelQueue)) {
         let queue = self.models.get_mut(&model).expect("a live request's model is known");
         let before = queue.head();
         change(queue);
@@ -227,24 +242,40 @@ impl Policy {
         }
     }
 
-    /// Forgets a live request, wherever it is, and says how it ended. The one way out.
-    fn end(&mut self, id: RequestId, ending: Ending, actions: &mut Vec<Action>) {
-        let live = self.live.remove(&id).expect("only live requests end");
-        let Work::Once { bytes_in, .. } = live.request.work;
-        self.expiries.remove(&(live.key.deadline, id));
-        self.bytes_in -= bytes_in;
-        if live.step.is_none() {
-            self.change_queue(live.request.model, |queue| {
-                queue.waiting.remove(&live.key);
-            });
-            self.queued -= 1;
+    /// A waiting request that cannot be in time any more ends, or goes on as best effort if its model says so.
+    pub(crate) fn give_up(&mut self, id: RequestId, error: Error, actions: &mut Vec<Action>) {
+        let live = self.live[&id];
+        if self.discipline != Discipline::Quadrant || self.models[&live.request.model].terms.unmet == Unmet::Refuse {
+            return self.end(id, Ending::Failed(error), actions);
         }
+        let alone = self.models[&live.request.model].waiting[&live.plan.key].alone;
+        self.dequeue(id);
+        self.expiries.remove(&(live.plan.expires, id));
+        let plan = self.best_effort_plan(&live.request);
+        self.expiries.insert((plan.expires, id));
+        self.live.insert(id, Live { plan, booking: None, ..live });
+        self.enqueue(id, alone);
+    }
+
+    /// Forgets a live request, wherever it is, and says how it ended. The one way out.
+    pub(crate) fn end(&mut self, id: RequestId, ending: Ending, actions: &mut Vec<Action>) {
+        let live = self.live[&id];
+        if live.step.is_none() {
+            self.dequeue(id);
+        }
+        self.live.remove(&id);
+        let Work::Once { bytes_in, .. } = live.request.work;
+        self.expiries.remove(&(live.plan.expires, id));
+        self.bytes_in -= bytes_in;
         actions.push(Action::End(id, ending));
     }
 
-    fn ended(&mut self, report: StepReport, actions: &mut Vec<Action>) {
+    fn ended(&mut self, now: Time, report: StepReport, actions: &mut Vec<Action>) {
         let Some(step) = self.running.remove(&report.step) else { return };
-        if step.stalls_at.is_none() {
+        if let Some(booking) = step.booking {
+            self.demand.release(booking);
+        }
+        if step.is_stuck() {
             actions.push(Action::LaneRecovered(step.lane.id));
         }
         let several = step.requests.len() > 1;
@@ -252,9 +283,7 @@ impl Policy {
             step.requests.iter().copied().filter(|id| self.live.contains_key(id)).collect();
         match report.outcome {
             StepOutcome::Completed => {
-                if let Some(queue) = self.models.get_mut(&step.model) {
-                    queue.costs.learn(step.shape, step.rows, report.ended.since(report.began));
-                }
+                self.learn(now, &step, &report);
                 for id in still_live {
                     self.end(id, Ending::Completed, actions);
                 }
@@ -264,7 +293,13 @@ impl Policy {
                     self.end(id, Ending::Failed(unloaded()), actions);
                 }
             }
-            StepOutcome::Failed(_) if several => self.retry_alone(&still_live),
+            // One of them may be to blame, and the others should not pay for it: each runs by itself.
+            StepOutcome::Failed(_) if several => {
+                for id in still_live {
+                    self.live.get_mut(&id).expect("still live").step = None;
+                    self.enqueue(id, true);
+                }
+            }
             StepOutcome::Failed(error) => {
                 for id in still_live {
                     self.end(id, Ending::Failed(error.clone()), actions);
@@ -273,27 +308,28 @@ impl Policy {
         }
     }
 
-    /// Puts the requests of a failed batch back, each to run by itself: one of them may be to blame, and
-    /// the others should not pay for it.
-    fn retry_alone(&mut self, requests: &[RequestId]) {
-        for id in requests {
-            let live = self.live.get_mut(id).expect("checked by the caller");
-            live.step = None;
-            let live = *live;
-            self.enqueue(&live.request, live.key, true);
-        }
+    /// Takes in how long a step really took: the time it had, without what passed until its lane took it up
+    /// and until its report came. A stalled step says nothing about the next.
+    fn learn(&mut self, now: Time, step: &Running, report: &StepReport) {
+        let handoff = report.began.since(step.began) + now.since(report.ended);
+        self.load.note_handoff(handoff);
+        let Some(queue) = self.models.get_mut(&step.model).filter(|_| !step.is_stuck()) else { return };
+        let actual = step.progress.saturating_sub(handoff);
+        queue.costs.learn(step.kind_seen(), step.bytes, step.predicted, actual);
     }
 
-    fn mark_stalled(&mut self, now: Time, actions: &mut Vec<Action>) {
-        let stalled: Vec<StepId> = self
-            .running
-            .iter()
-            .filter(|(_, step)| step.stalls_at.is_some_and(|time| time <= now))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in stalled {
+    /// What a step takes besides its own time.
+    pub(crate) fn handoff(&self) -> Duration {
+        self.load.handoff()
+    }
+
+    fn mark_stalled(&mut self, actions: &mut Vec<Action>) {
+        for id in self.newly_stalled() {
             let step = self.running.get_mut(&id).expect("just found");
-            step.stalls_at = None;
+            step.patience = None;
+            if let Some(booking) = step.booking.take() {
+                self.demand.release(booking);
+            }
             actions.push(Action::LaneStalled(step.lane.id, id));
             for request in step.requests.clone() {
                 if self.live.contains_key(&request) {
@@ -307,8 +343,4 @@ impl Policy {
 
 fn unloaded() -> Error {
     Error::new(ErrorCode::Unavailable, "the model was unloaded")
-}
-
-fn expired() -> Error {
-    Error::new(ErrorCode::DeadlineExceeded, "the request's time ran out before its answer was ready")
 }

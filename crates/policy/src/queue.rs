@@ -3,29 +3,40 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use quadrant_types::{Priority, RequestId, ShapeId, Time};
+use quadrant_types::{RequestId, ShapeId, Time};
 use smallvec::SmallVec;
 
-use crate::cost::Costs;
+use crate::cost::{Beside, Costs, Kind};
 use crate::{ModelTerms, Requests};
 
 /// How many waiting requests are looked at to fill one batch: a bound on the cost of a decision when
 /// many shapes are mixed.
-const BATCH_SCAN_MAX: usize = 256;
+pub(crate) const BATCH_SCAN_MAX: usize = 256;
 
-/// The one order of requests, within a model and across models: the more important first, then the
-/// earlier deadline, then the earlier arrival.
+/// The one order of requests within a model, and of those with a deadline across models: by the latest
+/// start that is still in time, then by arrival. Best effort comes after all of them, by priority.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct OrderKey {
-    pub(crate) priority: Priority,
-    pub(crate) deadline: Time,
+    /// Without a deadline.
+    pub(crate) easy: bool,
+    /// The latest start in nanoseconds, or the priority of best effort.
+    pub(crate) rank: u64,
     pub(crate) id: RequestId,
+}
+
+impl OrderKey {
+    /// The latest start; [`Time::MAX`] for best effort.
+    pub(crate) fn start_by(&self) -> Time {
+        if self.easy { Time::MAX } else { Time::from_nanos(self.rank) }
+    }
 }
 
 /// What batching needs to know of a waiting request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Waiting {
     pub(crate) arrived: Time,
+    /// When it is to be done; [`Time::MAX`] for best effort.
+    pub(crate) deadline: Time,
     pub(crate) rows: u32,
     pub(crate) shape: ShapeId,
     pub(crate) bytes_in: u64,
@@ -39,75 +50,116 @@ pub(crate) struct ModelQueue {
     pub(crate) terms: ModelTerms,
     pub(crate) costs: Costs,
     pub(crate) waiting: BTreeMap<OrderKey, Waiting>,
+    /// Rows that wait with a deadline.
+    pub(crate) urgent_rows: u32,
 }
 
 /// A batch that could run now.
 #[derive(Clone, Debug)]
 pub(crate) struct Candidate {
-    pub(crate) keys: Vec<OrderKey>,
+    pub(crate) keys: SmallVec<[OrderKey; 8]>,
     pub(crate) requests: Requests,
-    pub(crate) rows: u32,
-    pub(crate) shape: ShapeId,
+    pub(crate) kind: Kind,
+    pub(crate) bytes: u64,
     pub(crate) predicted: Duration,
+    /// The earliest deadline in it.
+    pub(crate) deadline: Time,
     /// Until when it pays to wait for more rows.
     pub(crate) ripe_at: Time,
 }
 
+impl Candidate {
+    /// The latest start of its first request.
+    pub(crate) fn start_by(&self) -> Time {
+        self.keys[0].start_by()
+    }
+
+    pub(crate) fn easy(&self) -> bool {
+        self.keys[0].easy
+    }
+}
+
 impl ModelQueue {
     pub(crate) fn new(terms: ModelTerms) -> Self {
-        Self { costs: Costs::new(&terms), terms, waiting: BTreeMap::new() }
+        assert!(!terms.widths.is_empty(), "a model has at least one width");
+        Self { costs: Costs::new(&terms), terms, waiting: BTreeMap::new(), urgent_rows: 0 }
     }
 
-    /// The first in order.
+    pub(crate) fn insert(&mut self, key: OrderKey, waiting: Waiting) {
+        if !key.easy {
+            self.urgent_rows = self.urgent_rows.saturating_add(waiting.rows);
+        }
+        self.waiting.insert(key, waiting);
+    }
+
+    pub(crate) fn remove(&mut self, key: &OrderKey) {
+        let waiting = self.waiting.remove(key).expect("what is removed waits");
+        if !key.easy {
+            self.urgent_rows = self.urgent_rows.saturating_sub(waiting.rows);
+        }
+    }
+
+    /// The first with a deadline.
     pub(crate) fn head(&self) -> Option<OrderKey> {
-        self.waiting.keys().next().copied()
+        self.waiting.keys().next().filter(|key| !key.easy).copied()
     }
 
-    /// The largest batch from this waiting request on, in order, of its shape.
-    pub(crate) fn batch_from(&self, head_key: OrderKey) -> Candidate {
+    /// The largest batch from this waiting request on, in order, of its shape, that is predicted to end by
+    /// the earliest of its deadlines. At least the request itself.
+    pub(crate) fn batch_from(&self, head_key: OrderKey, now: Time, width: usize, beside: Beside) -> Candidate {
         let head = self.waiting[&head_key];
+        let kind = |rows| Kind { shape: head.shape, rows, width, beside };
         let mut batch = Candidate {
-            keys: Vec::new(),
+            keys: SmallVec::new(),
             requests: Requests::new(),
-            rows: 0,
-            shape: head.shape,
-            predicted: Duration::ZERO,
+            kind: kind(head.rows),
+            bytes: head.bytes_in,
+            predicted: self.costs.predict(kind(head.rows), head.bytes_in),
+            deadline: head.deadline,
             ripe_at: Time::ZERO,
         };
-        let mut bytes = 0;
+        batch.keys.push(head_key);
+        batch.requests.push(head_key.id);
+        let (mut oldest, mut start_by) = (head.arrived, head_key.start_by());
         // Whether others of its shape wait that did not fit: there is nothing more to wait for.
-        let mut more = false;
-        let (mut oldest, mut first_deadline) = (head.arrived, head_key.deadline);
-        for (key, waiting) in self.waiting.range(head_key..).take(BATCH_SCAN_MAX) {
-            let alike = waiting.shape == head.shape && !waiting.alone && !head.alone;
-            let fits = batch.rows.saturating_add(waiting.rows) <= self.terms.rows_max;
-            if *key != head_key && !(alike && fits) {
-                more |= alike;
+        let mut more = head.alone || batch.kind.rows >= self.terms.rows_max;
+        let behind = if more { 0 } else { BATCH_SCAN_MAX };
+        // Best effort is begun in the order of its tenants' turns, and filled up from the first of all.
+        let from = if head_key.easy { OrderKey { rank: 0, id: RequestId(0), ..head_key } } else { head_key };
+        for (key, waiting) in self.waiting.range(from..).filter(|(key, _)| **key != head_key).take(behind) {
+            if key.easy != head_key.easy || batch.kind.rows >= self.terms.rows_max {
+                break;
+            }
+            if waiting.shape != head.shape || waiting.alone {
+                continue;
+            }
+            let larger = kind(batch.kind.rows.saturating_add(waiting.rows));
+            let bytes = batch.bytes + waiting.bytes_in;
+            let predicted = self.costs.predict(larger, bytes);
+            let deadline = batch.deadline.min(waiting.deadline);
+            if larger.rows > self.terms.rows_max || (!key.easy && now + predicted > deadline) {
+                more = true;
                 continue;
             }
             batch.keys.push(*key);
             batch.requests.push(key.id);
-            batch.rows += waiting.rows;
-            bytes += waiting.bytes_in;
+            (batch.kind, batch.bytes) = (larger, bytes);
+            (batch.predicted, batch.deadline) = (predicted, deadline);
             oldest = oldest.min(waiting.arrived);
-            first_deadline = first_deadline.min(key.deadline);
-            if batch.rows >= self.terms.rows_max || head.alone {
-                break;
-            }
+            start_by = start_by.min(key.start_by());
         }
-        batch.predicted = self.costs.predict(batch.shape, batch.rows, bytes);
-        if batch.rows < self.terms.rows_max && !head.alone && !more {
-            let latest_start = first_deadline - batch.predicted;
-            batch.ripe_at = (oldest + self.terms.delay_max).min(latest_start);
+        more |= batch.kind.rows >= self.terms.rows_max;
+        if !more {
+            batch.ripe_at = (oldest + self.terms.delay_max).min(start_by);
         }
         batch
     }
 
-    /// The first request behind `key` that no batch from `key` or from before it could hold: of a shape
-    /// not seen up to there, or one that runs alone.
+    /// The first request with a deadline behind `key` that no batch from `key` or from before it could
+    /// hold: of a shape not seen up to there, or one that runs alone.
     pub(crate) fn next_group(&self, key: OrderKey) -> Option<OrderKey> {
         let mut shapes: SmallVec<[ShapeId; 8]> = SmallVec::new();
-        for (other, waiting) in self.waiting.iter().take(BATCH_SCAN_MAX) {
+        for (other, waiting) in self.waiting.iter().take(BATCH_SCAN_MAX).take_while(|(other, _)| !other.easy) {
             let new = waiting.alone || !shapes.contains(&waiting.shape);
             if new && *other > key {
                 return Some(*other);
@@ -118,36 +170,59 @@ impl ModelQueue {
         }
         None
     }
+
+    /// What this many more rows add to the time of all that waits with a deadline, if it runs in the
+    /// largest batches. What shares a batch costs less than what runs alone.
+    pub(crate) fn marginal(&self, rows: u32, kind: Kind, row_bytes: u64) -> Duration {
+        let largest = self.terms.rows_max.max(1);
+        let one = |rows: u32| {
+            let bytes = row_bytes.saturating_mul(u64::from(rows));
+            self.costs.predict(Kind { rows, ..kind }, bytes)
+        };
+        if rows >= largest {
+            return one(rows);
+        }
+        let before = self.urgent_rows % largest;
+        let after = before + rows;
+        let full = if after >= largest { one(largest) } else { Duration::ZERO };
+        let rest = if after % largest == 0 { Duration::ZERO } else { one(after % largest) };
+        let already = if before == 0 { Duration::ZERO } else { one(before) };
+        (full + rest).saturating_sub(already)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Cost, Unmet};
+
+    const MS: u64 = 1_000_000;
 
     fn queue(requests: &[(u64, u32, u32)], rows_max: u32, delay_ms: u64) -> ModelQueue {
         let mut queue = ModelQueue::new(ModelTerms {
             rows_max,
-            width: 1,
+            widths: vec![1],
+            lane: None,
             queue_max: 100,
             delay_max: Duration::from_millis(delay_ms),
-            costs: vec![(1, Duration::from_millis(2))],
+            costs: [1, 2, 3, 4]
+                .map(|rows| Cost { rows, width: 1, beside: true, time: Duration::from_millis(1 + u64::from(rows)) })
+                .to_vec(),
             row_bytes: 1,
+            unmet: Unmet::Refuse,
         });
         for (index, (deadline, rows, shape)) in requests.iter().enumerate() {
-            let key = OrderKey {
-                priority: Priority::default(),
-                deadline: Time::from_nanos(*deadline * 1_000_000),
-                id: RequestId(index as u64),
-            };
-            let (rows, shape) = (*rows, ShapeId(*shape));
-            let waiting = Waiting { arrived: Time::ZERO, rows, shape, bytes_in: 1, alone: false };
-            queue.waiting.insert(key, waiting);
+            let rank = (deadline * MS).saturating_sub(2 * MS);
+            let key = OrderKey { easy: false, rank, id: RequestId(index as u64) };
+            let (rows, shape, deadline) = (*rows, ShapeId(*shape), Time::from_nanos(deadline * MS));
+            let waiting = Waiting { arrived: Time::ZERO, deadline, rows, shape, bytes_in: 1, alone: false };
+            queue.insert(key, waiting);
         }
         queue
     }
 
     fn first(queue: &ModelQueue) -> Candidate {
-        queue.batch_from(queue.head().unwrap())
+        queue.batch_from(queue.head().unwrap(), Time::ZERO, 1, Beside::Nothing)
     }
 
     fn batch(requests: &[(u64, u32, u32)], rows_max: u32) -> Vec<u64> {
@@ -156,13 +231,21 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_takes_its_heads_shape_in_deadline_order() {
+    fn a_batch_takes_its_heads_shape_in_order() {
         assert_eq!(batch(&[(30, 1, 0), (10, 1, 0), (20, 1, 1)], 4), [1, 0]);
         assert_eq!(batch(&[(10, 1, 0), (20, 1, 0), (30, 1, 0)], 2), [0, 1]);
         // A request that is too large for what is left does not hold up a smaller one behind it.
         assert_eq!(batch(&[(10, 2, 0), (20, 3, 0), (30, 2, 0)], 4), [0, 2]);
         // More rows than a batch holds still run, by themselves.
         assert_eq!(batch(&[(10, 9, 0), (20, 1, 0)], 4), [0]);
+    }
+
+    #[test]
+    fn a_batch_is_no_larger_than_its_first_deadline_allows() {
+        // A step of n rows takes n + 1 milliseconds.
+        assert_eq!(batch(&[(3, 1, 0), (20, 1, 0), (30, 1, 0)], 4), [0, 1]);
+        assert_eq!(batch(&[(2, 1, 0), (20, 1, 0)], 4), [0]);
+        assert_eq!(batch(&[(1, 1, 0), (20, 1, 0)], 4), [0], "what is late runs as it is");
     }
 
     #[test]
@@ -180,5 +263,17 @@ mod tests {
         assert_eq!(ripe(100, 1, 5), Time::from_nanos(5_000_000));
         assert_eq!(ripe(4, 1, 5), Time::from_nanos(2_000_000));
         assert_eq!(ripe(100, 4, 5), Time::ZERO, "a full batch waits for nobody");
+    }
+
+    #[test]
+    fn rows_that_share_a_batch_cost_less() {
+        let kind = Kind { shape: ShapeId(0), rows: 1, width: 1, beside: Beside::Usual };
+        let adds = |waiting: usize, rows| {
+            let requests = vec![(100, 1, 0); waiting];
+            queue(&requests, 4, 0).marginal(rows, kind, 1).as_millis()
+        };
+        // Steps of 1, 2, 3 and 4 rows take 2, 3, 4 and 5 milliseconds.
+        assert_eq!([adds(0, 1), adds(1, 1), adds(2, 2), adds(3, 1), adds(4, 1)], [2, 1, 2, 1, 2]);
+        assert_eq!((adds(3, 3), adds(0, 4)), (1 + 3, 5));
     }
 }

@@ -7,36 +7,42 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use proptest::prelude::*;
-use quadrant_policy::{Action, Event, LaneShape, Limits, ModelTerms, Policy, Step, StepOutcome, StepReport};
+use quadrant_policy::{
+    Action, Cost, Discipline, Event, LaneShape, Limits, ModelTerms, Policy, Step, StepOutcome, StepReport, Unmet,
+};
 use quadrant_types::{
-    CoreSet, Error, ErrorCode, LaneId, ModelId, Objective, Priority, Request, RequestId, ShapeId, StepId,
-    Time, Work,
+    CoreSet, Error, ErrorCode, LaneId, ModelId, Objective, Priority, Request, RequestId, SchedulingClass,
+    ShapeId, StepId, TenantId, Time, Work,
 };
 
 /// One thing to happen; numbers are taken modulo what there is.
 #[derive(Clone, Debug)]
 enum Happening {
-    Arrive { model: u32, rows: u32, shape: u32, priority: u32, within_us: Option<u64> },
+    Arrive { model: u32, rows: u32, shape: u32, tenant: u32, priority: u32, within_us: Option<u64>, hard: bool },
     Leave(usize),
     StepEnds { index: usize, fails: bool },
-    Up { rows_max: u32, width: usize, queue_max: usize, delay_us: u64 },
+    Up { rows_max: u32, widths: Vec<usize>, queue_max: usize, delay_us: u64, demotes: bool },
     Down(u32),
     TickAtDeadline,
     Drain,
 }
 
 fn happening() -> impl Strategy<Value = Happening> {
-    let arrive = (0..4_u32, 0..6_u32, 0..3_u32, 0..3_u32, proptest::option::of(0..3_000_u64)).prop_map(
-        |(model, rows, shape, priority, within_us)| Happening::Arrive {
-            model,
-            rows,
-            shape,
-            priority,
-            within_us,
+    let who = (0..4_u32, 0..3_u32, 0..3_u32);
+    let what = (0..6_u32, 0..3_u32, proptest::option::of(0..3_000_u64), any::<bool>());
+    let arrive = (who, what).prop_map(|((model, tenant, priority), (rows, shape, within_us, hard))| {
+        Happening::Arrive { model, rows, shape, tenant, priority, within_us, hard }
+    });
+    let widths = proptest::sample::select(vec![vec![1], vec![2], vec![1, 2], vec![1, 3]]);
+    let delay = prop_oneof![Just(0), 0..2_000_u64];
+    let up = (1..6_u32, widths, 0..6_usize, delay, any::<bool>()).prop_map(
+        |(rows_max, widths, queue_max, delay_us, demotes)| Happening::Up {
+            rows_max,
+            widths,
+            queue_max,
+            delay_us,
+            demotes,
         },
-    );
-    let up = (1..6_u32, 1..4_usize, 0..6_usize, prop_oneof![Just(0), 0..2_000_u64]).prop_map(
-        |(rows_max, width, queue_max, delay_us)| Happening::Up { rows_max, width, queue_max, delay_us },
     );
     prop_oneof![
         12 => arrive,
@@ -51,12 +57,12 @@ fn happening() -> impl Strategy<Value = Happening> {
 
 /// Happenings, each with the microseconds since the one before.
 fn happenings() -> impl Strategy<Value = Vec<(u64, Happening)>> {
-    let first = Happening::Up { rows_max: 3, width: 1, queue_max: 5, delay_us: 200 };
+    let first = Happening::Up { rows_max: 3, widths: vec![1], queue_max: 5, delay_us: 200, demotes: false };
     let rest = proptest::collection::vec((prop_oneof![Just(0), 0..1_500_u64], happening()), 1..80);
     rest.prop_map(move |rest| std::iter::once((0, first.clone())).chain(rest).collect())
 }
 
-/// The lanes of a device: single cores, both, or overlapping.
+/// The lanes of a device: single cores, both, or overlapping; with idle-class twins or without.
 fn lanes() -> impl Strategy<Value = Vec<LaneShape>> {
     let sets: Vec<Vec<&[usize]>> = vec![
         vec![&[0]],
@@ -64,13 +70,25 @@ fn lanes() -> impl Strategy<Value = Vec<LaneShape>> {
         vec![&[0, 1], &[0], &[1]],
         vec![&[0], &[1], &[2], &[0, 1], &[1, 2], &[0, 1, 2]],
     ];
-    proptest::sample::select(sets).prop_map(|sets| {
-        let lane = |(id, cores): (u16, &[usize])| LaneShape {
+    (proptest::sample::select(sets), any::<bool>()).prop_map(|(sets, with_idle)| {
+        let urgent = sets.iter().map(|cores| (*cores, SchedulingClass::Urgent));
+        let narrow = sets.iter().filter(|cores| with_idle && cores.len() == 1);
+        let all = urgent.chain(narrow.map(|cores| (*cores, SchedulingClass::Idle)));
+        let lane = |(id, (cores, class)): (u16, (&[usize], _))| LaneShape {
             id: LaneId(id),
             cores: CoreSet::from_cores(cores.iter().copied()),
+            class,
         };
-        (0..).zip(sets).map(lane).collect()
+        (0..).zip(all).map(lane).collect()
     })
+}
+
+fn disciplines() -> impl Strategy<Value = Discipline> {
+    prop_oneof![
+        4 => Just(Discipline::Quadrant),
+        1 => Just(Discipline::Fifo),
+        1 => Just(Discipline::Clockwork),
+    ]
 }
 
 /// The scheduler with a world around it that keeps count.
@@ -88,16 +106,17 @@ struct World {
 }
 
 impl World {
-    fn new(lanes: Vec<LaneShape>) -> Self {
+    fn new(lanes: Vec<LaneShape>, discipline: Discipline) -> Self {
         let limits = Limits {
             queued_requests_max: 8,
             bytes_in_max: 40,
             wait_max: Duration::from_millis(4),
             stall_factor: 3,
             stall_floor: Duration::from_micros(700),
+            best_effort_floor_permille: 200,
         };
         Self {
-            policy: Policy::new(lanes, limits),
+            policy: Policy::new(lanes, limits, discipline),
             now: Time::ZERO,
             ends: BTreeMap::new(),
             requests: BTreeMap::new(),
@@ -151,13 +170,15 @@ impl World {
     fn happen(&mut self, after_us: u64, happening: &Happening) -> Result<(), TestCaseError> {
         self.now = self.now + Duration::from_micros(after_us);
         match *happening {
-            Happening::Arrive { model, rows, shape, priority, within_us } => {
+            Happening::Arrive { model, rows, shape, tenant, priority, within_us, hard } => {
+                let kind = if hard { Objective::EndBy } else { Objective::Target };
                 let objective = within_us.map_or(Objective::BestEffort, |within| {
-                    Objective::EndBy(self.now + Duration::from_micros(within))
+                    kind(self.now + Duration::from_micros(within))
                 });
                 let request = Request {
                     id: RequestId(self.requests.len() as u64),
                     model: ModelId(model),
+                    tenant: TenantId(tenant),
                     priority: Priority(priority),
                     arrived: self.now,
                     objective,
@@ -170,15 +191,17 @@ impl World {
                 self.event(Event::Left(RequestId((index % (self.requests.len() + 1)) as u64)))
             }
             Happening::StepEnds { index, fails } => self.step_ends(index, fails),
-            Happening::Up { rows_max, width, queue_max, delay_us } => {
+            Happening::Up { rows_max, ref widths, queue_max, delay_us, demotes } => {
                 let (cost, delay_max) = (Duration::from_micros(300), Duration::from_micros(delay_us));
                 let terms = ModelTerms {
                     rows_max,
-                    width,
+                    widths: widths.clone(),
+                    lane: None,
                     queue_max,
                     delay_max,
-                    costs: vec![(1, cost)],
+                    costs: vec![Cost { rows: 1, width: 1, beside: false, time: cost }],
                     row_bytes: 2,
+                    unmet: if demotes { Unmet::Demote } else { Unmet::Refuse },
                 };
                 self.models += 1;
                 self.event(Event::ModelUp(ModelId(self.models - 1), terms))
@@ -224,8 +247,12 @@ impl World {
     }
 }
 
-fn play(lanes: &[LaneShape], happenings: &[(u64, Happening)]) -> Result<World, TestCaseError> {
-    let mut world = World::new(lanes.to_vec());
+fn play(
+    lanes: &[LaneShape],
+    discipline: Discipline,
+    happenings: &[(u64, Happening)],
+) -> Result<World, TestCaseError> {
+    let mut world = World::new(lanes.to_vec(), discipline);
     for (after_us, happening) in happenings {
         world.happen(*after_us, happening)?;
     }
@@ -242,13 +269,17 @@ proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn every_request_ends_exactly_once_whatever_happens(lanes in lanes(), happenings in happenings()) {
-        play(&lanes, &happenings)?;
+    fn every_request_ends_exactly_once_whatever_happens(
+        lanes in lanes(), discipline in disciplines(), happenings in happenings(),
+    ) {
+        play(&lanes, discipline, &happenings)?;
     }
 
     #[test]
-    fn the_same_events_give_the_same_actions(lanes in lanes(), happenings in happenings()) {
-        let (one, other) = (play(&lanes, &happenings)?, play(&lanes, &happenings)?);
+    fn the_same_events_give_the_same_actions(
+        lanes in lanes(), discipline in disciplines(), happenings in happenings(),
+    ) {
+        let (one, other) = (play(&lanes, discipline, &happenings)?, play(&lanes, discipline, &happenings)?);
         prop_assert_eq!(one.log, other.log);
     }
 }

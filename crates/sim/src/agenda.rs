@@ -3,7 +3,8 @@
 //! Two things at one time happen in the order in which they were planned, so a run has exactly one order
 //! of events. It holds no clock: the time is that of the event taken last.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 
 use quadrant_policy::Event;
 use quadrant_types::Time;
@@ -11,23 +12,32 @@ use quadrant_types::Time;
 /// Planned events by time, then by the order of planning.
 #[derive(Debug, Default)]
 pub(crate) struct Agenda {
-    planned: BTreeMap<(Time, u64), Event>,
+    order: BinaryHeap<Reverse<(Time, u64, usize)>>,
+    events: Vec<Option<Event>>,
+    free: Vec<usize>,
     sequence: u64,
 }
 
 impl Agenda {
     pub(crate) fn plan(&mut self, at: Time, event: Event) {
-        self.planned.insert((at, self.sequence), event);
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.events.push(None);
+            self.events.len() - 1
+        });
+        self.events[slot] = Some(event);
+        self.order.push(Reverse((at, self.sequence, slot)));
         self.sequence += 1;
     }
 
     /// When the next event is.
     pub(crate) fn next_at(&self) -> Option<Time> {
-        self.planned.first_key_value().map(|((at, _), _)| *at)
+        self.order.peek().map(|Reverse((at, ..))| *at)
     }
 
     pub(crate) fn take(&mut self) -> Option<Event> {
-        self.planned.pop_first().map(|(_, event)| event)
+        let Reverse((.., slot)) = self.order.pop()?;
+        self.free.push(slot);
+        self.events[slot].take()
     }
 }
 

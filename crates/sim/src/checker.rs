@@ -9,8 +9,13 @@ mod waiting;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use quadrant_policy::{Action, Event, LaneShape, Limits, ModelTerms, Step, StepOutcome};
-use quadrant_types::{CoreSet, Ending, ErrorCode, LaneId, ModelId, Request, RequestId, StepId, Time, Work};
+use quadrant_policy::{Action, Discipline, Event, LaneShape, Limits, ModelTerms, Step, StepOutcome, Unmet};
+use quadrant_types::{
+    CoreSet, Ending, Error, ErrorCode, LaneId, ModelId, Objective, Reason, Request, RequestId, SchedulingClass,
+    StepId, Time, Work,
+};
+
+use crate::Scenario;
 
 /// Which invariant was broken, and how.
 pub(crate) type Broken = (&'static str, String);
@@ -19,6 +24,9 @@ pub(crate) type Broken = (&'static str, String);
 pub(crate) struct Checker {
     lanes: Vec<LaneShape>,
     limits: Limits,
+    discipline: Discipline,
+    /// Until when the progress of steps is counted.
+    paced_at: Time,
     models: BTreeMap<ModelId, ModelTerms>,
     live: BTreeMap<RequestId, Known>,
     over: BTreeSet<RequestId>,
@@ -33,17 +41,15 @@ pub(crate) struct Checker {
     owed: BTreeSet<RequestId>,
     /// Steps whose lane was declared stalled in this event, with their requests.
     stuck_now: Vec<RequestId>,
-    /// What began in this event: the order of its first request, and where.
-    began_now: Vec<(Order, CoreSet)>,
+    /// Requests whose steps began in this event.
+    began_now: Vec<RequestId>,
 }
-
-/// Priority, deadline, arrival: the order that the scheduler promises.
-type Order = (u32, Time, RequestId);
 
 #[derive(Clone, Debug)]
 struct Known {
     request: Request,
-    deadline: Time,
+    /// When it ends whatever became of it.
+    expires: Time,
     place: Place,
     /// It was in a batch that failed.
     alone: bool,
@@ -61,13 +67,16 @@ enum Place {
 struct Begun {
     requests: Vec<RequestId>,
     lane: LaneShape,
-    /// When its lane is to be declared stalled.
-    patience_until: Time,
+    /// The time it had, not counting what a more urgent step on its core took,
+    progress: Duration,
+    /// and how much of it makes its lane count as stalled.
+    patience: Duration,
 }
 
 impl Known {
-    fn order(&self) -> Order {
-        (self.request.priority.0, self.deadline, self.request.id)
+    /// Whether it may be given up for being late.
+    fn has_deadline(&self) -> bool {
+        self.request.objective != Objective::BestEffort
     }
 
     fn work(&self) -> (u32, u32, u64) {
@@ -77,10 +86,12 @@ impl Known {
 }
 
 impl Checker {
-    pub(crate) fn new(lanes: Vec<LaneShape>, limits: Limits) -> Self {
+    pub(crate) fn new(scenario: &Scenario) -> Self {
         Self {
-            lanes,
-            limits,
+            lanes: scenario.lanes.clone(),
+            limits: scenario.limits,
+            discipline: scenario.discipline,
+            paced_at: Time::ZERO,
             models: BTreeMap::new(),
             live: BTreeMap::new(),
             over: BTreeSet::new(),
@@ -103,6 +114,7 @@ impl Checker {
         actions: &[Action],
         next_deadline: Option<Time>,
     ) -> Result<(), Broken> {
+        self.pace(now);
         let ended = self.take_in(event);
         for action in actions {
             match action {
@@ -111,7 +123,7 @@ impl Checker {
                     self.let_in()?;
                     self.begin(now, step)?;
                 }
-                Action::LaneStalled(lane, step) => self.stall(now, *lane, *step)?,
+                Action::LaneStalled(lane, step) => self.stall(*lane, *step)?,
                 Action::LaneRecovered(lane) => {
                     hold("a lane recovers when its stalled step ends", ended.stalled == Some(*lane), &lane)?;
                 }
@@ -151,7 +163,7 @@ impl Checker {
             Ending::Completed => of_ended_step && ended.outcome == Some(StepOutcome::Completed),
             Ending::Failed(error) => match error.code {
                 ErrorCode::Cancelled => *event == Event::Left(id),
-                ErrorCode::DeadlineExceeded => known.deadline <= now,
+                ErrorCode::DeadlineExceeded => known.expires <= now,
                 ErrorCode::Internal => {
                     let failed = matches!(ended.outcome, Some(StepOutcome::Failed(_)));
                     self.stuck_now.contains(&id) || (of_ended_step && failed && ended.requests.len() == 1)
@@ -159,7 +171,7 @@ impl Checker {
                 ErrorCode::Unavailable => {
                     !self.models.contains_key(&known.request.model) || (at_the_door && self.draining)
                 }
-                ErrorCode::ResourceExhausted => at_the_door && self.is_full(&known),
+                ErrorCode::ResourceExhausted => self.may_be_refused(&known, error, at_the_door),
                 ErrorCode::InvalidArgument
                 | ErrorCode::NotFound
                 | ErrorCode::TooLarge
@@ -168,6 +180,23 @@ impl Checker {
         };
         let detail = || format!("{id} at {:?} with {ending:?}", known.place);
         hold_or("every ending has its cause", has_cause, detail)
+    }
+
+    fn may_be_refused(&self, known: &Known, error: &Error, at_the_door: bool) -> bool {
+        let terms = self.models.get(&known.request.model);
+        let refuses = terms.is_none_or(|terms| terms.unmet == Unmet::Refuse);
+        match error.reason {
+            Some(Reason::QueueFull | Reason::ServerFull | Reason::BytesFull) => at_the_door && self.is_full(known),
+            Some(Reason::DeadlineUnmeetable) => {
+                at_the_door && known.has_deadline() && refuses && self.discipline == Discipline::Quadrant
+            }
+            Some(Reason::Shed) => match self.discipline {
+                Discipline::Quadrant => !at_the_door && known.has_deadline() && refuses,
+                Discipline::Clockwork => true,
+                Discipline::Fifo => false,
+            },
+            Some(Reason::Expired) | None => false,
+        }
     }
 
     fn begin(&mut self, now: Time, step: &Step) -> Result<(), Broken> {
@@ -179,10 +208,13 @@ impl Checker {
         let Some(terms) = self.models.get(&step.model).cloned() else {
             return Err(("a step is of a model that is loaded", id.to_string()));
         };
-        let fits = self.fitting(terms.width).any(|fitting| fitting.id == lane.id);
-        hold("a step runs on a lane of its model's width", fits, &id)?;
-        let cores_are_free = self.busy_cores().without(lane.cores) == self.busy_cores();
-        hold("running steps share no core", cores_are_free, &id)?;
+        hold("a step runs on a lane of its model's width", self.may_run_on(&terms, lane), &id)?;
+        let taken = match self.discipline {
+            Discipline::Fifo => self.steps.values().any(|step| step.lane.id == lane.id),
+            Discipline::Clockwork => !self.steps.is_empty(),
+            Discipline::Quadrant => overlap(self.busy_cores(Some(lane.class)), lane.cores),
+        };
+        hold("running steps of one class share no core", !taken, &id)?;
         let mut members = Vec::new();
         for request in &step.requests {
             hold("no step for a request after its end", !self.over.contains(request), &request)?;
@@ -199,17 +231,17 @@ impl Checker {
             }
         }
         let patience = step.predicted.saturating_mul(self.limits.stall_factor).max(self.limits.stall_floor);
-        let begun = Begun { requests: step.requests.to_vec(), lane, patience_until: now + patience };
+        let begun = Begun { requests: step.requests.to_vec(), lane, progress: Duration::ZERO, patience };
         self.steps.insert(id, begun);
-        self.began_now.extend(members.iter().map(Known::order).min().map(|order| (order, lane.cores)));
+        self.began_now.extend(&step.requests);
         Ok(())
     }
 
-    fn stall(&mut self, now: Time, lane: LaneId, id: StepId) -> Result<(), Broken> {
+    fn stall(&mut self, lane: LaneId, id: StepId) -> Result<(), Broken> {
         let Some(step) = self.steps.get(&id) else {
             return Err(("no action for an unknown step", id.to_string()));
         };
-        let due = step.lane.id == lane && step.patience_until <= now && !self.stalled.contains(&id);
+        let due = step.lane.id == lane && step.patience <= step.progress && !self.stalled.contains(&id);
         hold("a lane is stalled once its step is far over its prediction", due, &id)?;
         self.stuck_now.extend(&step.requests);
         let alive = step.requests.iter().filter(|request| self.live.contains_key(request));
@@ -218,16 +250,44 @@ impl Checker {
         Ok(())
     }
 
-    fn busy_cores(&self) -> CoreSet {
-        self.steps.values().fold(CoreSet::EMPTY, |cores, step| cores.union(step.lane.cores))
+    /// The cores with a step of this class, or of any.
+    fn busy_cores(&self, class: Option<SchedulingClass>) -> CoreSet {
+        let of_class = self.steps.values().filter(|step| class.is_none_or(|class| step.lane.class == class));
+        of_class.fold(CoreSet::EMPTY, |cores, step| cores.union(step.lane.cores))
     }
 
-    /// The lanes for a model of this width: the widest not wider than it, else the narrowest.
-    fn fitting(&self, width: usize) -> impl Iterator<Item = LaneShape> {
-        let widths = || self.lanes.iter().map(|lane| lane.cores.len());
-        let chosen = widths().filter(|lane| *lane <= width).max().or(widths().min());
-        self.lanes.iter().copied().filter(move |lane| Some(lane.cores.len()) == chosen)
+    /// Counts the time that each step had.
+    fn pace(&mut self, now: Time) {
+        let passed = now.since(self.paced_at);
+        self.paced_at = now;
+        let urgent = self.busy_cores(Some(SchedulingClass::Urgent));
+        for step in self.steps.values_mut() {
+            if step.lane.class == SchedulingClass::Urgent || !overlap(step.lane.cores, urgent) {
+                step.progress += passed;
+            }
+        }
     }
+
+    fn may_run_on(&self, terms: &ModelTerms, lane: LaneShape) -> bool {
+        let widest = self.lanes.iter().map(|lane| lane.cores.len()).max();
+        match self.discipline {
+            Discipline::Quadrant => {
+                terms.widths.iter().any(|width| self.width_for(*width) == Some(lane.cores.len()))
+            }
+            Discipline::Fifo => terms.lane == Some(lane.id),
+            Discipline::Clockwork => widest == Some(lane.cores.len()),
+        }
+    }
+
+    /// The width of the lanes for steps of this many cores: the widest not wider, else the narrowest.
+    fn width_for(&self, width: usize) -> Option<usize> {
+        let widths = || self.lanes.iter().map(|lane| lane.cores.len());
+        widths().filter(|lane| *lane <= width).max().or(widths().min())
+    }
+}
+
+fn overlap(one: CoreSet, other: CoreSet) -> bool {
+    one.without(other) != one
 }
 
 fn check_batch(now: Time, step: &Step, terms: &ModelTerms, members: &[Known]) -> Result<(), Broken> {
@@ -242,7 +302,7 @@ fn check_batch(now: Time, step: &Step, terms: &ModelTerms, members: &[Known]) ->
     hold("a step has at most `rows_max` rows", rows <= terms.rows_max || members.len() == 1, &id)?;
     let alone = members.len() == 1 || members.iter().all(|known| !known.alone);
     hold("a request of a failed batch runs alone", alone, &id)?;
-    let of_use = members.iter().any(|known| known.deadline > now);
+    let of_use = members.iter().any(|known| known.expires > now);
     hold("no step begins after all of its requests' deadlines", of_use, &id)
 }
 
@@ -261,48 +321,4 @@ fn hold_or(name: &'static str, holds: bool, detail: impl FnOnce() -> String) -> 
 
 fn first<T: ToString>(mut items: impl Iterator<Item = T>) -> String {
     items.next().map(|item| item.to_string()).unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use quadrant_types::{Objective, Priority, ShapeId};
-
-    use super::*;
-
-    /// Elsewhere an expired request is noticed before its step begins; so this one is asked directly.
-    #[test]
-    fn a_step_after_the_deadline_is_found() {
-        let (ms, model) = (|ms| Time::ZERO + Duration::from_millis(ms), ModelId(0));
-        let lane = LaneShape { id: LaneId(0), cores: CoreSet::from_cores([0]) };
-        let mut checker = Checker::new(vec![lane], Limits::default());
-        let terms = ModelTerms {
-            rows_max: 2,
-            width: 1,
-            queue_max: 1,
-            delay_max: Duration::from_secs(1),
-            costs: vec![(1, Duration::ZERO)],
-            row_bytes: 1,
-        };
-        let request = Request {
-            id: RequestId(0),
-            model,
-            priority: Priority::default(),
-            arrived: ms(0),
-            objective: Objective::EndBy(ms(5)),
-            work: Work::Once { rows: 1, shape: ShapeId(0), bytes_in: 1 },
-        };
-        let step = Step {
-            id: StepId(0),
-            model,
-            lane: lane.id,
-            requests: [request.id].into_iter().collect(),
-            rows: 1,
-            predicted: Duration::ZERO,
-        };
-        checker.check(ms(0), &Event::ModelUp(model, terms), &[], None).unwrap();
-        checker.check(ms(0), &Event::Arrived(request), &[], Some(ms(5))).unwrap();
-        let (invariant, _) =
-            checker.check(ms(5), &Event::Tick, &[Action::Run(step)], Some(ms(6))).unwrap_err();
-        assert_eq!(invariant, "no step begins after all of its requests' deadlines");
-    }
 }

@@ -1,70 +1,183 @@
-//! The emulated device: lanes that take steps and give reports, with noise and faults.
+//! The emulated device: lanes that take steps and give reports, with noise, interference and faults.
 //!
-//! It believes nothing: a step on a lane it does not have, or on cores where another step still runs, is
-//! an error of whoever sent it.
+//! A running step is an amount of work that shrinks at a rate. Urgent steps on a core share it and preempt
+//! those of the idle class; a step on several cores is as slow as the slowest of them; neighbours on other
+//! cores press on it. Rates change only when a step begins or ends, so that is when they are worked out.
+//! The device believes nothing: a step on a lane it does not have, or where another of its class still
+//! runs, is an error of whoever sent it.
 
 use std::time::Duration;
 
 use quadrant_policy::{LaneShape, Step, StepOutcome, StepReport};
-use quadrant_types::{CoreSet, Error, ErrorCode, Time, Work};
+use quadrant_types::{CoreSet, Error, ErrorCode, SchedulingClass, StepId, Time, Work};
 
 use crate::workload::Sent;
-use crate::{Faults, ModelPlan};
+use crate::{Faults, ModelPlan, Scenario};
 
 /// A stalled step runs this many times its time.
-const STALL_FACTOR: u32 = 50;
+const STALL_FACTOR: f64 = 50.0;
 
 #[derive(Debug)]
 pub(crate) struct Device {
     lanes: Vec<LaneShape>,
+    /// Whether each model has a lane to itself; then steps may share cores.
+    own_lanes: bool,
     faults: Faults,
-    /// Cores in use, and until when.
-    busy: Vec<(CoreSet, Time)>,
+    running: Vec<Active>,
+    now: Time,
     random: fastrand::Rng,
 }
 
+/// A step under way.
+#[derive(Debug)]
+struct Active {
+    step: StepId,
+    lane: LaneShape,
+    model: usize,
+    began: Time,
+    /// Nanoseconds of undisturbed work.
+    left: f64,
+    /// How fast it shrinks; 1 is undisturbed.
+    rate: f64,
+    sensitivity: f64,
+    pressure: f64,
+    crowding: f64,
+    /// Between its end and the report of it.
+    delay: Duration,
+    fails: bool,
+}
+
+/// A step that has ended on the device.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) report: StepReport,
+    pub(crate) known_at: Time,
+    pub(crate) lane: LaneShape,
+    pub(crate) model: usize,
+}
+
 impl Device {
-    pub(crate) fn new(lanes: Vec<LaneShape>, faults: Faults, random: fastrand::Rng) -> Self {
-        Self { lanes, faults, busy: Vec::new(), random }
+    pub(crate) fn new(scenario: &Scenario, random: fastrand::Rng) -> Self {
+        Self {
+            lanes: scenario.lanes.clone(),
+            own_lanes: scenario.models.iter().any(|model| model.terms.lane.is_some()),
+            faults: scenario.faults,
+            running: Vec::new(),
+            now: Time::ZERO,
+            random,
+        }
     }
 
-    /// Takes up a step; says how it will go and when that will be known. An error names what the step broke.
+    /// Takes up a step. An error names what the step broke.
     pub(crate) fn begin(
         &mut self,
         now: Time,
         step: &Step,
         plan: &ModelPlan,
         sent: &[Sent],
-    ) -> Result<(Time, StepReport), &'static str> {
+    ) -> Result<(), &'static str> {
+        self.advance(now);
         let Some(lane) = self.lanes.iter().find(|lane| lane.id == step.lane).copied() else {
             return Err("a step runs on a lane that there is");
         };
-        self.busy.retain(|(_, until)| *until > now);
-        if self.busy.iter().any(|(cores, _)| lane.cores.without(*cores) != lane.cores) {
-            return Err("running steps share no core");
+        let collides = |active: &Active| match self.own_lanes {
+            true => active.lane.id == lane.id,
+            false => active.lane.class == lane.class && overlap(active.lane.cores, lane.cores),
+        };
+        if self.running.iter().any(collides) {
+            return Err("running steps of one class share no core");
         }
         let members = || step.requests.iter().filter_map(|id| sent.get(usize::try_from(id.0).ok()?));
-        let stalls = self.random.f64() < self.faults.stalls || members().any(|member| member.stalling);
-        let fails = self.random.f64() < self.faults.fails || members().any(|member| member.poisoned);
+        let stalls = self.draw() < self.faults.stalls || members().any(|member| member.stalling);
+        let fails = self.draw() < self.faults.fails || members().any(|member| member.poisoned);
+        let late = self.draw() < self.faults.reports_late;
+        let delay = self.faults.report_delay_max.mul_f64(if late { self.draw() } else { 0.0 });
         let shape = members().map(shape_of).max().unwrap_or(0);
-        let duration =
-            self.duration(plan, step.rows, shape).saturating_mul(if stalls { STALL_FACTOR } else { 1 });
-        let ended = now + duration;
-        self.busy.push((lane.cores, ended));
-        let late = self.random.f64() < self.faults.reports_late;
-        let delay = self.faults.report_delay_max.mul_f64(if late { self.random.f64() } else { 0.0 });
-        let outcome = if fails {
+        let plain = plan.truth.time(step.rows, lane.cores.len(), shape).as_secs_f64() * 1e9;
+        let noise = if plan.truth.noise > 0.0 { (plan.truth.noise * self.normal()).exp() } else { 1.0 };
+        self.running.push(Active {
+            step: step.id,
+            lane,
+            model: step.model.0 as usize,
+            began: now,
+            left: plain * noise * if stalls { STALL_FACTOR } else { 1.0 },
+            rate: 0.0,
+            sensitivity: plan.truth.sensitivity,
+            pressure: plan.truth.pressure,
+            crowding: plan.truth.crowding,
+            delay,
+            fails,
+        });
+        self.work_out_rates();
+        Ok(())
+    }
+
+    /// When the next step ends, if nothing else happens.
+    pub(crate) fn next_end(&self) -> Option<Time> {
+        self.running.iter().filter_map(|active| self.ends_at(active)).min()
+    }
+
+    /// Ends the step that is due now.
+    pub(crate) fn end(&mut self, now: Time) -> Option<Ended> {
+        let due = |active: &Active| self.ends_at(active).is_some_and(|time| time <= now);
+        let index = self.running.iter().position(due)?;
+        self.advance(now);
+        let active = self.running.remove(index);
+        self.work_out_rates();
+        let outcome = if active.fails {
             StepOutcome::Failed(Error::new(ErrorCode::Internal, "the emulated engine failed"))
         } else {
             StepOutcome::Completed
         };
-        Ok((ended + delay, StepReport { step: step.id, began: now, ended, outcome }))
+        let report = StepReport { step: active.step, began: active.began, ended: now, outcome };
+        Some(Ended { report, known_at: now + active.delay, lane: active.lane, model: active.model })
     }
 
-    fn duration(&mut self, plan: &ModelPlan, rows: u32, shape: u32) -> Duration {
-        let plain = plan.step_cost + plan.row_cost.saturating_mul(rows);
-        let factor = (plan.noise * self.normal()).exp() * (1.0 + f64::from(shape) / 2.0);
-        plain.mul_f64(factor)
+    fn ends_at(&self, active: &Active) -> Option<Time> {
+        let nanos = (active.left / active.rate).ceil();
+        (active.rate > 0.0).then(|| self.now + Duration::from_nanos(nanos.max(0.0) as u64))
+    }
+
+    fn advance(&mut self, now: Time) {
+        let passed = now.since(self.now).as_nanos() as f64;
+        self.now = now;
+        for active in &mut self.running {
+            active.left -= passed * active.rate;
+        }
+    }
+
+    fn work_out_rates(&mut self) {
+        for index in 0..self.running.len() {
+            self.running[index].rate = self.rate(&self.running[index]);
+        }
+    }
+
+    /// The share of its cores that the step has, less what its neighbours cost it.
+    fn rate(&self, active: &Active) -> f64 {
+        let others = || self.running.iter().filter(|other| other.step != active.step);
+        let (mut sharing, mut pressing) = (0_u32, 0.0);
+        for other in others() {
+            let shares = overlap(other.lane.cores, active.lane.cores);
+            match (shares, active.lane.class, other.lane.class) {
+                (true, SchedulingClass::Idle, SchedulingClass::Urgent) => return 0.0,
+                (true, SchedulingClass::Urgent, SchedulingClass::Idle) => {}
+                (true, ..) => sharing += 1,
+                (false, ..) => pressing += if self.is_preempted(other) { 0.0 } else { other.pressure },
+            }
+        }
+        let crowd = f64::from(sharing);
+        let slowed = (1.0 + active.sensitivity * pressing) * (1.0 + active.crowding * crowd);
+        1.0 / ((1.0 + crowd) * slowed)
+    }
+
+    fn is_preempted(&self, active: &Active) -> bool {
+        let urgent = |other: &Active| other.lane.class == SchedulingClass::Urgent;
+        active.lane.class == SchedulingClass::Idle
+            && self.running.iter().any(|other| urgent(other) && overlap(other.lane.cores, active.lane.cores))
+    }
+
+    fn draw(&mut self) -> f64 {
+        self.random.f64()
     }
 
     /// A standard normal draw, by Box and Muller.
@@ -72,6 +185,10 @@ impl Device {
         let (first, second) = (1.0 - self.random.f64(), self.random.f64());
         (-2.0 * first.ln()).sqrt() * (std::f64::consts::TAU * second).cos()
     }
+}
+
+fn overlap(one: CoreSet, other: CoreSet) -> bool {
+    one.without(other) != one
 }
 
 fn shape_of(sent: &Sent) -> u32 {

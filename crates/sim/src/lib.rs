@@ -18,6 +18,6 @@ mod scenario;
 mod simulation;
 mod workload;
 
-pub use report::{LogHash, ModelReport, Report};
-pub use scenario::{Arrivals, Faults, ModelPlan, Range, Scenario, Traffic};
-pub use simulation::{Scheduler, Violation, run, run_with};
+pub use report::{LogHash, ModelReport, Report, Span};
+pub use scenario::{Arrivals, Faults, ModelPlan, Range, Scenario, Traffic, Truth};
+pub use simulation::{Scheduler, Violation, policy, run, run_unchecked, run_with};

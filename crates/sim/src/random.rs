@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use quadrant_policy::{LaneShape, Limits, ModelTerms};
-use quadrant_types::{CoreSet, LaneId, Time};
+use quadrant_policy::{Cost, Discipline, LaneShape, Limits, ModelTerms, Unmet};
+use quadrant_types::{CoreSet, LaneId, SchedulingClass, Time};
 
-use crate::{Arrivals, Faults, ModelPlan, Range, Scenario, Traffic};
+use crate::{Arrivals, Faults, ModelPlan, Range, Scenario, Traffic, Truth};
 
 /// Traffic comes within about this long, in microseconds.
 const SPAN_US: u64 = 200_000;
@@ -16,10 +16,17 @@ impl Scenario {
         let mut random = fastrand::Rng::with_seed(seed ^ 0x5ce9_a710);
         let draw = &mut random;
         let limits = random_limits(draw);
-        let models = (0..draw.usize(1..=4)).map(|_| random_model(draw)).collect();
+        let discipline = pick(draw, &[Discipline::Quadrant, Discipline::Quadrant, Discipline::Quadrant, Discipline::Fifo, Discipline::Clockwork]);
+        let mut models: Vec<ModelPlan> = (0..draw.usize(1..=4)).map(|_| random_model(draw)).collect();
         let span = SPAN_US * 3 / 2;
+        let mut lanes = random_lanes(draw);
+        if discipline == Discipline::Fifo {
+            give_own_lanes(&mut lanes, &mut models);
+        }
         Self {
-            lanes: random_lanes(draw),
+            lanes,
+            discipline,
+            weights: (0..3).map(|_| draw.u32(1..=5)).collect(),
             limits,
             models,
             faults: random_faults(draw),
@@ -42,7 +49,21 @@ fn random_lanes(random: &mut fastrand::Rng) -> Vec<LaneShape> {
         sets.push(CoreSet::from_cores(0..cores));
     }
     random.shuffle(&mut sets);
-    (0..).zip(sets).map(|(id, cores)| LaneShape { id: LaneId(id), cores }).collect()
+    let urgent = sets.iter().map(|cores| (*cores, SchedulingClass::Urgent));
+    let with_idle = random.f64() < 0.8;
+    let idle = sets.iter().filter(|cores| with_idle && cores.len() == 1);
+    let all = urgent.chain(idle.map(|cores| (*cores, SchedulingClass::Idle)));
+    (0..).zip(all).map(|(id, (cores, class))| LaneShape { id: LaneId(id), cores, class }).collect()
+}
+
+/// One lane across all cores for each model, as `fifo` wants them.
+fn give_own_lanes(lanes: &mut Vec<LaneShape>, models: &mut [ModelPlan]) {
+    let cores = lanes.iter().fold(CoreSet::EMPTY, |cores, lane| cores.union(lane.cores));
+    let ids = (0..).map(LaneId);
+    *lanes = ids.take(models.len()).map(|id| LaneShape { id, cores, class: SchedulingClass::Urgent }).collect();
+    for (model, lane) in models.iter_mut().zip(lanes) {
+        model.terms.lane = Some(lane.id);
+    }
 }
 
 fn random_limits(random: &mut fastrand::Rng) -> Limits {
@@ -52,6 +73,7 @@ fn random_limits(random: &mut fastrand::Rng) -> Limits {
         wait_max: pick(random, &[ms(5), ms(50), ms(1_000)]),
         stall_factor: pick(random, &[3, 10]),
         stall_floor: pick(random, &[ms(1), ms(20), ms(1_000)]),
+        best_effort_floor_permille: pick(random, &[0, 50, 300]),
     }
 }
 
@@ -69,29 +91,43 @@ fn random_faults(random: &mut fastrand::Rng) -> Faults {
 }
 
 fn random_model(random: &mut fastrand::Rng) -> ModelPlan {
-    let step_cost = us(random.u64(10..=2_000));
-    let row_cost = us(random.u64(0..=500));
+    let truth = Truth {
+        step_cost: us(random.u64(10..=2_000)),
+        row_cost: us(random.u64(0..=500)),
+        wide_gain: 0.8 + random.f64() * 1.2,
+        noise: pick(random, &[0.0, 0.1, 0.5]),
+        sensitivity: pick(random, &[0.0, 0.3]),
+        pressure: random.f64(),
+        crowding: pick(random, &[0.0, 0.2]),
+    };
     // The scheduler is told the truth, or something between a tenth and three times of it.
     let told = if random.bool() { 1.0 } else { 0.1 + random.f64() * 2.9 };
     let rows_max = pick(random, &[1, 2, 4, 7, 16]);
-    let rows: Vec<u32> = [1, 2, 4, 8, 16].into_iter().filter(|rows| *rows <= rows_max).collect();
-    let costs = rows.into_iter().map(|rows| (rows, (step_cost + row_cost * rows).mul_f64(told))).collect();
+    let widths = pick(random, &[&[1][..], &[1, 2], &[1, 4], &[2], &[4]]);
+    let cost = |(rows, width): (u32, usize)| Cost {
+        rows,
+        width,
+        beside: false,
+        time: truth.time(rows, width, 0).mul_f64(told),
+    };
+    let rows = [1, 2, 4, 8, 16].into_iter().filter(|rows| *rows <= rows_max);
+    let costs = rows.flat_map(|rows| widths.iter().map(move |width| (rows, *width))).map(cost).collect();
     let up_at = if random.f64() < 0.8 { Time::ZERO } else { time(random.u64(0..=SPAN_US / 2)) };
     let goes_down = random.f64() < 0.25;
     ModelPlan {
         terms: ModelTerms {
             rows_max,
-            width: random.usize(1..=4),
+            widths: widths.to_vec(),
+            lane: None,
             queue_max: pick(random, &[1, 10, 100, 100]),
             delay_max: pick(random, &[ms(0), ms(0), us(200), ms(5), ms(40)]),
             costs,
             row_bytes: random.u64(1..=20),
+            unmet: pick(random, &[Unmet::Refuse, Unmet::Refuse, Unmet::Demote]),
         },
         up_at,
         down_at: goes_down.then(|| up_at + us(random.u64(0..=SPAN_US))),
-        step_cost,
-        row_cost,
-        noise: pick(random, &[0.0, 0.1, 0.5]),
+        truth,
         traffic: (0..random.usize(1..=3)).map(|_| random_traffic(random, rows_max)).collect(),
     }
 }
@@ -106,6 +142,8 @@ fn random_traffic(random: &mut fastrand::Rng, rows_max: u32) -> Traffic {
         shapes: pick(random, &[1, 1, 3]),
         row_bytes: random.u64(1..=20),
         priority: Range::new(priority, priority + random.u32(0..=2)),
+        tenant: random.u32(0..4),
+        hard: random.bool(),
         objective: (random.f64() < 0.6).then_some(objective),
         submit_delay: Range::new(ms(0), pick(random, &[ms(0), us(100), ms(3)])),
         leaves: pick(random, &[0.0, 0.0, 0.1, 0.9]),

@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use quadrant_types::{Ending, Time};
+use quadrant_types::{Ending, LaneId, Objective, Request, Time};
 
 /// The result of a run in which everything held.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
     /// In the order of the scenario.
     pub models: Vec<ModelReport>,
+    /// What ran where, for the first steps of the run.
+    pub spans: Vec<Span>,
     /// Events the scheduler took in.
     pub events: u64,
     /// Over every action at its time; equal for equal runs.
@@ -19,11 +21,32 @@ pub struct Report {
     pub ended_at: Time,
 }
 
+/// A step on its lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Where.
+    pub lane: LaneId,
+    /// The index of its model.
+    pub model: usize,
+    /// When it began.
+    pub began: Time,
+    /// When it ended.
+    pub ended: Time,
+}
+
 /// One model's part of a run.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ModelReport {
     /// Requests that came.
     pub arrivals: u64,
+    /// Those of them with an objective,
+    pub with_objective: u64,
+    /// and those that were answered within it.
+    pub in_time: u64,
+    /// Requests with an objective that were refused on arrival, and those given up or expired later.
+    pub refused: u64,
+    /// The time of its steps from beginning to end, times their cores.
+    pub busy: Duration,
     /// Requests by how they ended: `completed`, or the name of an error code.
     pub endings: BTreeMap<&'static str, u64>,
     /// From arrival to ending of the completed requests, ascending.
@@ -53,13 +76,40 @@ impl ModelReport {
         if self.steps == 0 { 0.0 } else { self.rows as f64 / self.steps as f64 }
     }
 
-    pub(crate) fn end(&mut self, ending: &Ending, latency: Duration) {
+    /// The share of the requests with an objective that were answered within it; 1 if there was none.
+    pub fn attainment(&self) -> f64 {
+        if self.with_objective == 0 { 1.0 } else { self.in_time as f64 / self.with_objective as f64 }
+    }
+
+    /// The share of those with an objective that were let in and then answered in time; 1 if there was none.
+    pub fn kept(&self) -> f64 {
+        let admitted = self.with_objective - self.refused;
+        if admitted == 0 { 1.0 } else { self.in_time as f64 / admitted as f64 }
+    }
+
+    pub(crate) fn arrive(&mut self, request: &Request) {
+        self.arrivals += 1;
+        self.with_objective += u64::from(request.objective != Objective::BestEffort);
+    }
+
+    pub(crate) fn end(&mut self, request: &Request, ending: &Ending, now: Time) {
         let name = match ending {
             Ending::Completed => {
-                self.latencies.push(latency);
+                self.latencies.push(now.since(request.arrived));
+                let in_time = match request.objective {
+                    Objective::BestEffort => false,
+                    Objective::EndBy(time) | Objective::Target(time) => now <= time,
+                };
+                self.in_time += u64::from(in_time);
                 "completed"
             }
-            Ending::Failed(error) => error.code.name(),
+            Ending::Failed(error) => {
+                let refused = error.reason.is_some_and(|reason| {
+                    !matches!(reason, quadrant_types::Reason::Shed | quadrant_types::Reason::Expired)
+                });
+                self.refused += u64::from(refused && request.objective != Objective::BestEffort);
+                error.code.name()
+            }
         };
         *self.endings.entry(name).or_default() += 1;
     }
@@ -133,7 +183,7 @@ mod tests {
         let mut model = ModelReport::default();
         assert_eq!(model.latency(0.5), Duration::ZERO);
         for ms in (1..=101).rev() {
-            model.end(&Ending::Completed, Duration::from_millis(ms));
+            model.latencies.push(Duration::from_millis(ms));
         }
         model.finish();
         assert_eq!(model.latency(0.5), Duration::from_millis(51));

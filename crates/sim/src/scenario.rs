@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use quadrant_policy::{LaneShape, Limits, ModelTerms};
+use quadrant_policy::{Discipline, LaneShape, Limits, ModelTerms};
 use quadrant_types::{Priority, Time};
 
 /// One whole experiment.
@@ -13,8 +13,12 @@ use quadrant_types::{Priority, Time};
 pub struct Scenario {
     /// The device.
     pub lanes: Vec<LaneShape>,
+    /// How the scheduler decides.
+    pub discipline: Discipline,
     /// The scheduler's bounds.
     pub limits: Limits,
+    /// The weights of tenants 0, 1, and so on.
+    pub weights: Vec<u32>,
     /// What is served; the first has [`quadrant_types::ModelId`] 0.
     pub models: Vec<ModelPlan>,
     /// What goes wrong.
@@ -32,14 +36,45 @@ pub struct ModelPlan {
     pub up_at: Time,
     /// When it is unloaded, if ever.
     pub down_at: Option<Time>,
-    /// The true time of a step, however many rows,
+    /// What is true of its steps.
+    pub truth: Truth,
+    /// Who asks for it.
+    pub traffic: Vec<Traffic>,
+}
+
+/// How long steps of a model really take.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Truth {
+    /// However many rows, on one core,
     pub step_cost: Duration,
     /// and what each row adds. Shape `n` takes `1 + n / 2` times as long.
     pub row_cost: Duration,
+    /// How many times faster a step is on two cores; on `n` cores this to the power of `log2 n`.
+    pub wide_gain: f64,
     /// The standard deviation of the logarithm of a step's time.
     pub noise: f64,
-    /// Who asks for it.
-    pub traffic: Vec<Traffic>,
+    /// How much longer it takes beside a step that presses as hard as 1.
+    pub sensitivity: f64,
+    /// How hard it presses on what runs beside it.
+    pub pressure: f64,
+    /// How much longer it takes for each other step that shares its cores with it, besides the sharing:
+    /// its threads wait for each other.
+    pub crowding: f64,
+}
+
+impl Truth {
+    /// Steps that take exactly this, whatever runs beside them.
+    pub const fn exact(step_cost: Duration, row_cost: Duration) -> Self {
+        let (sensitivity, pressure, crowding) = (0.0, 0.0, 0.0);
+        Self { step_cost, row_cost, wide_gain: 1.6, noise: 0.0, sensitivity, pressure, crowding }
+    }
+
+    /// The time of an undisturbed step, without noise.
+    pub fn time(&self, rows: u32, width: usize, shape: u32) -> Duration {
+        let plain = self.step_cost + self.row_cost.saturating_mul(rows);
+        let gain = self.wide_gain.powf((width.max(1) as f64).log2());
+        plain.mul_f64((1.0 + f64::from(shape) / 2.0) / gain)
+    }
 }
 
 /// Requests of one kind. All are sent whether or not earlier ones were answered.
@@ -55,8 +90,12 @@ pub struct Traffic {
     pub row_bytes: u64,
     /// How important a request is.
     pub priority: Range<u32>,
-    /// How long after its arrival its answer is of use; `None` for best effort.
+    /// On whose account.
+    pub tenant: u32,
+    /// How long after its arrival its answer is wanted; `None` for best effort.
     pub objective: Option<Range<Duration>>,
+    /// Whether it is of no use later.
+    pub hard: bool,
     /// From the arrival of its last byte until the scheduler hears of it.
     pub submit_delay: Range<Duration>,
     /// The share of clients that leave,
@@ -78,7 +117,9 @@ impl Traffic {
             shapes: 1,
             row_bytes: 1,
             priority: Range::only(Priority::default().0),
+            tenant: 0,
             objective: None,
+            hard: true,
             submit_delay: Range::only(Duration::ZERO),
             leaves: 0.0,
             leaves_after: Range::only(Duration::ZERO),

@@ -7,16 +7,19 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use quadrant_policy::{Action, Event, Policy};
-use quadrant_types::{Ending, ModelId, Request, RequestId, Time};
+use quadrant_types::{Ending, ModelId, RequestId, TenantId, Time};
 
 use crate::agenda::Agenda;
 use crate::checker::Checker;
 use crate::device::Device;
+use crate::report::Span;
 use crate::workload::{self, Sent};
 use crate::{LogHash, ModelReport, Report, Scenario};
 
 /// Far more events than a scenario has; reaching it means that the scheduler asks for ticks without end.
-const EVENTS_MAX: u64 = 20_000_000;
+const EVENTS_MAX: u64 = 200_000_000;
+/// Spans of the timeline that are kept.
+const SPANS_MAX: usize = 100_000;
 
 /// What is simulated. [`Policy`] is the one that ships; tests wrap it to see that the checkers fire.
 pub trait Scheduler {
@@ -58,26 +61,44 @@ pub struct Violation {
     pub detail: String,
 }
 
-/// Plays a scenario against the shipped scheduler.
+/// Plays a scenario against the shipped scheduler, and checks every event.
 ///
 /// # Errors
 /// The first thing that did not hold.
 pub fn run(scenario: &Scenario, seed: u64) -> Result<Report, Violation> {
-    run_with(scenario, seed, Policy::new(scenario.lanes.clone(), scenario.limits))
+    run_with(scenario, seed, policy(scenario))
 }
 
-/// Plays a scenario against any scheduler.
+/// Plays a scenario against any scheduler, and checks every event.
 ///
 /// # Errors
 /// The first thing that did not hold.
 pub fn run_with(scenario: &Scenario, seed: u64, scheduler: impl Scheduler) -> Result<Report, Violation> {
-    let mut simulation = Simulation::new(scenario, seed, scheduler);
+    play(Simulation::new(scenario, seed, scheduler, true))
+}
+
+/// Plays a scenario against the shipped scheduler without the checkers, for its figures alone. Only what
+/// the device itself refuses is noticed, and the report has no [`Report::log_hash`].
+///
+/// # Errors
+/// If the device refused a step, or the run did not come to an end.
+pub fn run_unchecked(scenario: &Scenario, seed: u64) -> Result<Report, Violation> {
+    play(Simulation::new(scenario, seed, policy(scenario), false))
+}
+
+/// The shipped scheduler for a scenario.
+pub fn policy(scenario: &Scenario) -> Policy {
+    Policy::new(scenario.lanes.clone(), scenario.limits, scenario.discipline)
+}
+
+fn play(mut simulation: Simulation<'_, impl Scheduler>) -> Result<Report, Violation> {
     loop {
         match simulation.advance() {
             Ok(true) => {}
             Ok(false) => return Ok(simulation.report()),
             Err((event, (invariant, detail))) => {
-                return Err(Violation { seed, at: simulation.now, event, invariant, detail });
+                let (seed, at) = (simulation.seed, simulation.now);
+                return Err(Violation { seed, at, event, invariant, detail });
             }
         }
     }
@@ -88,24 +109,31 @@ type Fault = (String, (&'static str, String));
 
 struct Simulation<'a, S> {
     scenario: &'a Scenario,
+    seed: u64,
     scheduler: S,
     agenda: Agenda,
     device: Device,
-    checker: Checker,
+    checker: Option<Checker>,
     sent: Vec<Sent>,
+    /// How many of the sent requests have arrived.
+    arrived: usize,
     random: fastrand::Rng,
     now: Time,
     actions: Vec<Action>,
     models: Vec<ModelReport>,
+    spans: Vec<Span>,
     events: u64,
     log_hash: LogHash,
 }
 
 impl<'a, S: Scheduler> Simulation<'a, S> {
-    fn new(scenario: &'a Scenario, seed: u64, scheduler: S) -> Self {
+    fn new(scenario: &'a Scenario, seed: u64, scheduler: S, checked: bool) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
         let sent = workload::draw(scenario, &mut random.fork());
         let mut agenda = Agenda::default();
+        for (tenant, weight) in (0..).map(TenantId).zip(&scenario.weights) {
+            agenda.plan(Time::ZERO, Event::Weight(tenant, *weight));
+        }
         for (model, plan) in (0..).map(ModelId).zip(&scenario.models) {
             agenda.plan(plan.up_at, Event::ModelUp(model, plan.terms.clone()));
             if let Some(down_at) = plan.down_at {
@@ -113,7 +141,6 @@ impl<'a, S: Scheduler> Simulation<'a, S> {
             }
         }
         for one in &sent {
-            agenda.plan(one.submitted, Event::Arrived(one.request));
             if let Some(leaves) = one.leaves {
                 agenda.plan(leaves, Event::Left(one.request.id));
             }
@@ -121,15 +148,18 @@ impl<'a, S: Scheduler> Simulation<'a, S> {
         agenda.plan(scenario.drain_at, Event::Drain);
         Self {
             scenario,
+            seed,
             scheduler,
             agenda,
-            device: Device::new(scenario.lanes.clone(), scenario.faults, random.fork()),
-            checker: Checker::new(scenario.lanes.clone(), scenario.limits),
+            device: Device::new(scenario, random.fork()),
+            checker: checked.then(|| Checker::new(scenario)),
             sent,
+            arrived: 0,
             random,
             now: Time::ZERO,
             actions: Vec::new(),
             models: vec![ModelReport::default(); scenario.models.len()],
+            spans: Vec::new(),
             events: 0,
             log_hash: LogHash::default(),
         }
@@ -138,50 +168,83 @@ impl<'a, S: Scheduler> Simulation<'a, S> {
     /// One event; false when there is none.
     fn advance(&mut self) -> Result<bool, Fault> {
         let Some(event) = self.next_event() else {
-            return match self.checker.finish() {
+            return match self.checker.as_ref().map_or(Ok(()), Checker::finish) {
                 Ok(()) => Ok(false),
                 Err(broken) => Err(("the end".to_owned(), broken)),
             };
         };
         self.events += 1;
-        if let Event::Arrived(request) = &event {
-            self.models[index_of(request)].arrivals += 1;
-        }
         self.actions.clear();
-        self.scheduler.on_event(self.now, event.clone(), &mut self.actions);
-        self.log();
-        self.check(&event).map_err(|broken| (format!("{event:?}"), broken))?;
-        self.perform().map_err(|invariant| (format!("{event:?}"), (invariant, "the device".to_owned())))?;
+        if self.checker.is_some() {
+            self.scheduler.on_event(self.now, event.clone(), &mut self.actions);
+            self.log();
+            self.check(&event).map_err(|broken| (format!("{event:?}"), broken))?;
+        } else {
+            self.scheduler.on_event(self.now, event, &mut self.actions);
+        }
+        let broken = |invariant| ("a step".to_owned(), (invariant, "the device".to_owned()));
+        self.perform().map_err(broken)?;
+        if self.events > EVENTS_MAX {
+            return Err(broken("the simulation comes to an end"));
+        }
         Ok(true)
     }
 
     fn check(&mut self, event: &Event) -> Result<(), (&'static str, String)> {
-        self.checker.check(self.now, event, &self.actions, self.scheduler.next_deadline())?;
-        if let Some(invariant) = self.scheduler.violated_invariant() {
-            return Err((invariant, "the scheduler's own books".to_owned()));
+        let Some(checker) = &mut self.checker else { return Ok(()) };
+        checker.check(self.now, event, &self.actions, self.scheduler.next_deadline())?;
+        match self.scheduler.violated_invariant() {
+            Some(invariant) => Err((invariant, "the scheduler's own books".to_owned())),
+            None => Ok(()),
         }
-        if self.events > EVENTS_MAX {
-            return Err(("the simulation comes to an end", format!("{} events", self.events)));
-        }
-        Ok(())
     }
 
-    /// What comes first, the scheduler's tick or what was planned; moves time there.
+    /// What comes first; moves time there. At one time steps end first, then what was planned happens,
+    /// then requests arrive, then the scheduler is woken.
     fn next_event(&mut self) -> Option<Event> {
-        let late = self.scenario.faults.tick_delay_max;
-        let late = if late.is_zero() { Duration::ZERO } else { late.mul_f64(self.random.f64()) };
-        let tick = self.scheduler.next_deadline().map(|deadline| deadline.max(self.now) + late);
-        match (tick, self.agenda.next_at()) {
-            (Some(tick), planned) if planned.is_none_or(|planned| tick < planned) => {
+        loop {
+            let (ends, planned) = (self.device.next_end(), self.agenda.next_at());
+            let arrives = self.sent.get(self.arrived).map(|sent| sent.submitted);
+            let first = [ends, planned, arrives].into_iter().flatten().min();
+            let late = self.scenario.faults.tick_delay_max;
+            let late = if late.is_zero() { Duration::ZERO } else { late.mul_f64(self.random.f64()) };
+            let tick = self.scheduler.next_deadline().map(|deadline| deadline.max(self.now) + late);
+            if let Some(tick) = tick.filter(|tick| first.is_none_or(|first| *tick < first)) {
                 self.now = tick;
-                Some(Event::Tick)
+                return Some(Event::Tick);
             }
-            (_, Some(planned)) => {
-                self.now = planned;
-                self.agenda.take()
+            self.now = first?;
+            if ends == first {
+                if let Some(event) = self.end_step() {
+                    return Some(event);
+                }
+            } else if planned == first {
+                return self.agenda.take();
+            } else {
+                let request = self.sent[self.arrived].request;
+                self.arrived += 1;
+                self.models[request.model.0 as usize].arrive(&request);
+                return Some(Event::Arrived(request));
             }
-            (_, None) => None,
         }
+    }
+
+    /// Ends the step that is due; its report may come later.
+    fn end_step(&mut self) -> Option<Event> {
+        let ended = self.device.end(self.now)?;
+        let report = ended.report;
+        let took = report.ended.since(report.began);
+        self.models[ended.model].busy += took * u32::try_from(ended.lane.cores.len()).unwrap_or(1);
+        if self.spans.len() < SPANS_MAX {
+            let (lane, began, ended_at) = (ended.lane.id, report.began, report.ended);
+            self.spans.push(Span { lane, model: ended.model, began, ended: ended_at });
+        }
+        let event = Event::Ended(report);
+        if ended.known_at <= self.now {
+            return Some(event);
+        }
+        self.agenda.plan(ended.known_at, event);
+        None
     }
 
     fn perform(&mut self) -> Result<(), &'static str> {
@@ -190,9 +253,7 @@ impl<'a, S: Scheduler> Simulation<'a, S> {
             match action {
                 Action::Run(step) => {
                     let model = step.model.0 as usize;
-                    let plan = &self.scenario.models[model];
-                    let (known_at, report) = self.device.begin(self.now, step, plan, &self.sent)?;
-                    self.agenda.plan(known_at, Event::Ended(report));
+                    self.device.begin(self.now, step, &self.scenario.models[model], &self.sent)?;
                     self.models[model].steps += 1;
                     self.models[model].rows += u64::from(step.rows);
                 }
@@ -205,10 +266,9 @@ impl<'a, S: Scheduler> Simulation<'a, S> {
     }
 
     fn note_ending(&mut self, id: RequestId, ending: &Ending) {
-        let request =
-            usize::try_from(id.0).ok().and_then(|index| self.sent.get(index)).map(|sent| sent.request);
-        if let Some(request) = request {
-            self.models[index_of(&request)].end(ending, self.now.since(request.arrived));
+        let sent = usize::try_from(id.0).ok().and_then(|index| self.sent.get(index));
+        if let Some(Sent { request, .. }) = sent {
+            self.models[request.model.0 as usize].end(request, ending, self.now);
         }
     }
 
@@ -220,10 +280,12 @@ impl<'a, S: Scheduler> Simulation<'a, S> {
 
     fn report(mut self) -> Report {
         self.models.iter_mut().for_each(ModelReport::finish);
-        Report { models: self.models, events: self.events, log_hash: self.log_hash, ended_at: self.now }
+        Report {
+            models: self.models,
+            spans: self.spans,
+            events: self.events,
+            log_hash: self.log_hash,
+            ended_at: self.now,
+        }
     }
-}
-
-fn index_of(request: &Request) -> usize {
-    request.model.0 as usize
 }

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use quadrant_types::{ModelId, Objective, Priority, Request, RequestId, ShapeId, Time, Work};
+use quadrant_types::{ModelId, Objective, Priority, Request, RequestId, ShapeId, TenantId, Time, Work};
 
 use crate::{Arrivals, Scenario, Traffic};
 
@@ -44,7 +44,8 @@ fn send(model: ModelId, traffic: &Traffic, arrived: Time, random: &mut fastrand:
     let submitted = arrived + traffic.submit_delay.draw(random);
     let objective = match traffic.objective {
         None => Objective::BestEffort,
-        Some(range) => Objective::EndBy(arrived + range.draw(random)),
+        Some(range) if traffic.hard => Objective::EndBy(arrived + range.draw(random)),
+        Some(range) => Objective::Target(arrived + range.draw(random)),
     };
     let leaves = random.f64() < traffic.leaves;
     let leaves_after = traffic.leaves_after.draw(random);
@@ -52,6 +53,7 @@ fn send(model: ModelId, traffic: &Traffic, arrived: Time, random: &mut fastrand:
         request: Request {
             id: RequestId::default(),
             model,
+            tenant: TenantId(traffic.tenant),
             priority: Priority(traffic.priority.draw(random)),
             arrived,
             objective,

@@ -82,6 +82,48 @@ impl ErrorCode {
     }
 }
 
+/// Why the scheduler did not serve a request that a quieter server would have: finer than the code, for
+/// programs and for metric labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reason {
+    /// Predicted to end after its deadline, so it was refused on arrival.
+    DeadlineUnmeetable,
+    /// Accepted, and then given up for requests that are more important, or because it became late.
+    Shed,
+    /// Its deadline passed.
+    Expired,
+    /// The model's queue is full.
+    QueueFull,
+    /// The server's queue is full.
+    ServerFull,
+    /// The inputs in flight are at their limit.
+    BytesFull,
+}
+
+impl Reason {
+    /// Every reason, for tables and metrics.
+    pub const ALL: [Self; 6] = [
+        Self::DeadlineUnmeetable,
+        Self::Shed,
+        Self::Expired,
+        Self::QueueFull,
+        Self::ServerFull,
+        Self::BytesFull,
+    ];
+
+    /// The machine-readable name, as in headers and metric labels.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::DeadlineUnmeetable => "deadline_unmeetable",
+            Self::Shed => "shed",
+            Self::Expired => "expired",
+            Self::QueueFull => "queue_full",
+            Self::ServerFull => "server_full",
+            Self::BytesFull => "bytes_full",
+        }
+    }
+}
+
 /// An error as the client sees it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct Error {
@@ -91,12 +133,14 @@ pub struct Error {
     pub message: Cow<'static, str>,
     /// How long to wait before trying again, where that is known.
     pub retry_after: Option<Duration>,
+    /// Why, where the scheduler decided it.
+    pub reason: Option<Reason>,
 }
 
 impl Error {
     /// An error with this code and message.
     pub fn new(code: ErrorCode, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, message: message.into(), retry_after: None }
+        Self { code, message: message.into(), retry_after: None, reason: None }
     }
 
     /// Shorthand for the most common case: the client's mistake.
@@ -108,6 +152,13 @@ impl Error {
     #[must_use]
     pub fn retry_after(mut self, wait: Duration) -> Self {
         self.retry_after = Some(wait);
+        self
+    }
+
+    /// The same error with the scheduler's reason.
+    #[must_use]
+    pub fn because(mut self, reason: Reason) -> Self {
+        self.reason = Some(reason);
         self
     }
 }

@@ -33,6 +33,11 @@ id!(
     LaneId(u16), "l"
 );
 id!(
+    /// Whoever shares the device with others: best-effort work is divided among tenants by weight.
+    /// Interned by the shell; 0 is everybody who does not say who he is.
+    TenantId(u32), "t"
+);
+id!(
     /// All that must be equal for two requests of one model to share a batch: every dimension but the
     /// first, of every input, and which outputs are wanted. Interned per model by the shell.
     ShapeId(u32), "shape"

@@ -16,9 +16,9 @@ mod time;
 
 pub use budget::{BudgetExhausted, IoBudget, Lease};
 pub use buffer::{ALIGNMENT, AlignedBuffer};
-pub use error::{Error, ErrorCode, Fault};
-pub use id::{CoreSet, LaneId, ModelId, RequestId, ShapeId, StepId};
-pub use request::{Ending, Objective, Priority, Request, Timing, Work};
+pub use error::{Error, ErrorCode, Fault, Reason};
+pub use id::{CoreSet, LaneId, ModelId, RequestId, ShapeId, StepId, TenantId};
+pub use request::{Ending, Objective, Priority, Request, SchedulingClass, Timing, Work};
 pub use spec::{Dim, ModelSpec, Symbol, TensorSpec};
 pub use tensor::{DataType, Shape, Tensor, element_count};
 pub use time::{Clock, Time};

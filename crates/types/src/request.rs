@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{Error, ModelId, RequestId, ShapeId, Time};
+use crate::{Error, ModelId, RequestId, ShapeId, TenantId, Time};
 
 /// How important a request is. Lower is more important, as in Triton, where 1 is the highest level.
 /// The default level lies in the middle, so that a client can ask for less as well as for more.
@@ -20,8 +20,11 @@ impl Default for Priority {
 pub enum Objective {
     /// Whenever there is time, within the server's longest wait.
     BestEffort,
-    /// Of use only until this time.
+    /// Of use only until this time; then the request ends, whatever became of it.
     EndBy(Time),
+    /// Wanted by this time. Planned for as if it were of no use later, but an answer that is under way by
+    /// then is still given.
+    Target(Time),
 }
 
 /// How much there is to do.
@@ -38,6 +41,14 @@ pub enum Work {
     },
 }
 
+impl Work {
+    /// Its rows.
+    pub const fn rows(&self) -> u32 {
+        let Self::Once { rows, .. } = self;
+        *rows
+    }
+}
+
 /// A request as the scheduler sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
@@ -45,6 +56,8 @@ pub struct Request {
     pub id: RequestId,
     /// Which model it asks for.
     pub model: ModelId,
+    /// On whose account.
+    pub tenant: TenantId,
     /// How important it is.
     pub priority: Priority,
     /// When its last byte arrived.
@@ -83,4 +96,21 @@ pub struct Timing {
     pub batch_rows: u32,
     /// The predicted time of the step.
     pub predicted: Duration,
+    /// Cores of the step.
+    pub width: usize,
+    /// How the operating system treated the step.
+    pub class: SchedulingClass,
+    /// What ran on the other cores when the step began.
+    pub beside: Option<ModelId>,
+}
+
+/// How the operating system treats the threads of a lane. Never above the shell's own, so nothing needs
+/// root.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SchedulingClass {
+    /// Somebody waits for it: nice +5, under the shell's sockets and timers.
+    #[default]
+    Urgent,
+    /// Only when nothing else wants the core: `SCHED_IDLE`. An urgent step on the same core preempts it.
+    Idle,
 }

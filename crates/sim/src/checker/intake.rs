@@ -46,18 +46,18 @@ impl Checker {
                 };
             }
             Event::Drain => self.draining = true,
-            Event::Left(_) | Event::Tick => {}
+            Event::Left(_) | Event::Tick | Event::Weight(..) => {}
         }
         EndedStep::default()
     }
 
     fn knock(&mut self, request: Request) {
         let latest = request.arrived + self.limits.wait_max;
-        let deadline = match request.objective {
-            Objective::BestEffort => latest,
+        let expires = match request.objective {
+            Objective::BestEffort | Objective::Target(_) => latest,
             Objective::EndBy(time) => time.min(latest),
         };
-        let known = Known { request, deadline, place: Place::AtTheDoor, alone: false };
+        let known = Known { request, expires, place: Place::AtTheDoor, alone: false };
         self.live.insert(request.id, known);
     }
 

@@ -1,8 +1,9 @@
 //! What must hold once an event has been dealt with: nobody is forgotten, nobody waits for nothing.
 
-use quadrant_types::{CoreSet, Time};
+use quadrant_policy::Discipline;
+use quadrant_types::{SchedulingClass, Time};
 
-use super::{Broken, Checker, Known, Order, Place, first, hold, hold_or, ripe_at};
+use super::{Broken, Checker, Known, Place, first, hold, hold_or, overlap, ripe_at};
 
 impl Checker {
     pub(super) fn settled(&mut self, now: Time, next_deadline: Option<Time>) -> Result<(), Broken> {
@@ -31,60 +32,67 @@ impl Checker {
     fn deadline_is_early_enough(&self, now: Time, next_deadline: Option<Time>) -> Result<(), Broken> {
         let next = next_deadline.unwrap_or(Time::MAX);
         hold("nothing that is due in the past remains", next > now, &next)?;
-        let expiry = self.live.values().map(|known| known.deadline).min().unwrap_or(Time::MAX);
+        let expiry = self.live.values().map(|known| known.expires).min().unwrap_or(Time::MAX);
         hold("nothing that is due in the past remains", expiry > now, &expiry)?;
         hold("the next deadline is not after an expiry", next <= expiry, &expiry)?;
-        let running = self.steps.iter().filter(|(id, _)| !self.stalled.contains(id));
-        let stall = running.map(|(_, step)| step.patience_until).min().unwrap_or(Time::MAX);
+        let urgent = self.busy_cores(Some(SchedulingClass::Urgent));
+        let running = self.steps.iter().filter(|(id, step)| {
+            let preempted = step.lane.class == SchedulingClass::Idle && overlap(step.lane.cores, urgent);
+            !self.stalled.contains(id) && !preempted
+        });
+        let stall = running.map(|(_, step)| now + step.patience.saturating_sub(step.progress));
+        let stall = stall.min().unwrap_or(Time::MAX);
         hold("the next deadline is not after a stall", next <= stall, &stall)
     }
 
-    /// No request waits past its delay while a healthy lane for it idles, unless one before it in order
-    /// waits for those cores; and no step was begun on the only cores that one before it waits for.
+    /// No request waits past its delay while a healthy lane for it idles, and of two alike the first is
+    /// begun first.
     fn nobody_waits_in_vain(&self, now: Time, next_deadline: Option<Time>) -> Result<(), Broken> {
-        let busy = self.busy_cores();
-        let all = self.lanes.iter().fold(CoreSet::EMPTY, |cores, lane| cores.union(lane.cores));
-        if all.is_subset(busy) && self.began_now.is_empty() {
-            return Ok(());
-        }
-        let stuck = self.stalled.iter().filter_map(|id| self.steps.get(id));
-        let stuck = stuck.fold(CoreSet::EMPTY, |cores, step| cores.union(step.lane.cores));
-        let mut waiting: Vec<(Order, &Known)> = self
-            .live
-            .values()
-            .filter(|known| known.place == Place::Waits)
-            .map(|known| (known.order(), known))
-            .collect();
-        waiting.sort_unstable_by_key(|(order, _)| *order);
-        let mut held = CoreSet::EMPTY;
-        for (order, known) in waiting {
+        let busy = self.busy_cores(None);
+        let waiting = || self.live.values().filter(|known| known.place == Place::Waits);
+        let wide_only = waiting().any(|known| self.is_wide_only(known));
+        for known in waiting() {
             let Some(terms) = self.models.get(&known.request.model) else { continue };
+            let overtaken = self.began_now.iter().filter_map(|id| self.live.get(id)).any(|other| {
+                self.discipline != Discipline::Clockwork
+                    && !known.alone
+                    && other.request.id > known.request.id
+                    && are_alike(known, other)
+            });
+            hold("of two alike the first begins first", !overtaken, &known.request.id)?;
             let ripe_at = ripe_at(known, terms.delay_max);
-            let healthy: Vec<CoreSet> = self
-                .fitting(terms.width)
-                .map(|lane| lane.cores)
-                .filter(|cores| !overlap(*cores, stuck))
-                .collect();
-            let idle = healthy.iter().any(|cores| !overlap(*cores, busy) && !overlap(*cores, held));
+            let free = |lane: &&quadrant_policy::LaneShape| {
+                let idle = match self.discipline {
+                    Discipline::Fifo => !self.steps.values().any(|step| step.lane.id == lane.id),
+                    Discipline::Clockwork => self.steps.is_empty(),
+                    // Cores may be kept for a step that needs several.
+                    Discipline::Quadrant => !overlap(lane.cores, busy) && !wide_only,
+                };
+                idle && lane.class == SchedulingClass::Urgent && self.may_run_on(terms, **lane)
+            };
+            let idle = self.lanes.iter().any(|lane| free(&lane));
             let waits_until = if idle { ripe_at.max(now) } else { Time::MAX };
             let woken = next_deadline.is_some_and(|next| next <= waits_until && waits_until > now);
             hold_or("no request waits while a lane for it idles", !idle || woken, || {
                 format!("{} of {}, next deadline {next_deadline:?}", known.request.id, known.request.model)
             })?;
-            let passed_over = |cores: &CoreSet| {
-                self.began_now.iter().any(|(later, taken)| *later > order && overlap(*cores, *taken))
-            };
-            let robbed = !healthy.is_empty() && ripe_at <= now && healthy.iter().all(passed_over);
-            hold("no step takes the cores that one before it waits for", !robbed, &known.request.id)?;
-            held = healthy
-                .iter()
-                .filter(|cores| overlap(**cores, busy))
-                .fold(held, |held, cores| held.union(*cores));
         }
         Ok(())
     }
+
+    fn is_wide_only(&self, known: &Known) -> bool {
+        let narrowest = self.lanes.iter().map(|lane| lane.cores.len()).min();
+        let terms = self.models.get(&known.request.model);
+        terms.is_some_and(|terms| self.width_for(terms.widths[0]) > narrowest)
+    }
 }
 
-fn overlap(one: CoreSet, other: CoreSet) -> bool {
-    one.without(other) != one
+/// Whether nothing but their arrival tells two best-effort requests apart.
+fn are_alike(one: &Known, other: &Known) -> bool {
+    let (first, second) = (&one.request, &other.request);
+    !one.has_deadline()
+        && !other.has_deadline()
+        && (first.model, first.tenant, first.priority) == (second.model, second.tenant, second.priority)
+        && first.arrived <= second.arrived
+        && one.work() == other.work()
 }

@@ -4,9 +4,11 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use quadrant_policy::{Action, Event, LaneShape, Limits, ModelTerms, Policy};
-use quadrant_sim::{Arrivals, Faults, ModelPlan, Range, Report, Scenario, Scheduler, Traffic, run_with};
-use quadrant_types::{CoreSet, Ending, LaneId, Time};
+use quadrant_policy::{Action, Cost, Discipline, Event, LaneShape, Limits, ModelTerms, Policy, Unmet};
+use quadrant_sim::{
+    Arrivals, Faults, ModelPlan, Range, Report, Scenario, Scheduler, Traffic, Truth, policy, run_with,
+};
+use quadrant_types::{CoreSet, Ending, LaneId, SchedulingClass, Time};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -49,8 +51,7 @@ fn in_short(action: &Action) -> String {
 /// Plays a scenario; the lines of it, and the report.
 fn play(scenario: &Scenario) -> (Vec<String>, Report) {
     let lines = Rc::default();
-    let policy = Policy::new(scenario.lanes.clone(), scenario.limits);
-    let recorded = Recorded { policy, lines: Rc::clone(&lines) };
+    let recorded = Recorded { policy: policy(scenario), lines: Rc::clone(&lines) };
     let report = run_with(scenario, 1, recorded).unwrap_or_else(|violation| panic!("{violation}"));
     let lines = lines.borrow().clone();
     (lines, report)
@@ -68,9 +69,12 @@ fn scenario(lanes: &[&[usize]], models: Vec<ModelPlan>) -> Scenario {
     let lane = |(id, cores): (u16, &&[usize])| LaneShape {
         id: LaneId(id),
         cores: CoreSet::from_cores(cores.iter().copied()),
+        class: SchedulingClass::Urgent,
     };
     Scenario {
         lanes: (0..).zip(lanes).map(lane).collect(),
+        discipline: Discipline::Quadrant,
+        weights: Vec::new(),
         limits: Limits { stall_floor: 20 * MS, ..Limits::default() },
         models,
         faults: Faults::NONE,
@@ -80,14 +84,21 @@ fn scenario(lanes: &[&[usize]], models: Vec<ModelPlan>) -> Scenario {
 
 /// A step takes ten milliseconds, whatever its rows; nothing is random.
 fn model(width: usize, rows_max: u32, traffic: Vec<Traffic>) -> ModelPlan {
-    let costs = vec![(1, 10 * MS), (rows_max.max(2), 10 * MS)];
+    let cost = |rows| Cost { rows, width, beside: false, time: 10 * MS };
     ModelPlan {
-        terms: ModelTerms { rows_max, width, queue_max: 100, delay_max: Duration::ZERO, costs, row_bytes: 1 },
+        terms: ModelTerms {
+            rows_max,
+            widths: vec![width],
+            lane: None,
+            queue_max: 100,
+            delay_max: Duration::ZERO,
+            costs: vec![cost(1), cost(rows_max.max(2))],
+            row_bytes: 1,
+            unmet: Unmet::Refuse,
+        },
         up_at: Time::ZERO,
         down_at: None,
-        step_cost: 10 * MS,
-        row_cost: Duration::ZERO,
-        noise: 0.0,
+        truth: Truth { wide_gain: 1.0, ..Truth::exact(10 * MS, Duration::ZERO) },
         traffic,
     }
 }
@@ -113,10 +124,31 @@ fn the_more_urgent_model_overtakes() {
 }
 
 #[test]
-fn an_expired_request_never_runs() {
-    // While the first runs, the second's time runs out; the third's does during its step.
-    let plan = model(1, 1, vec![once(0), within(5, once(1)), within(13, once(2))]);
+fn what_cannot_be_in_time_is_refused_on_arrival() {
+    // The first runs until 10; the second would end at 20, the third is content with that.
+    let plan = model(1, 1, vec![once(0), within(15, once(1)), within(30, once(2))]);
     let (lines, report) = play(&scenario(&[&[0]], vec![plan]));
+    let expect = [
+        "0 m0 r0 on l0",
+        "1 r1 resource_exhausted",
+        "10 r0 completed",
+        "10 m0 r2 on l0",
+        "20 r2 completed",
+        "10000 drained",
+    ];
+    assert_eq!(lines, expect);
+    let model = &report.models[0];
+    assert_eq!((model.refused, model.in_time, model.with_objective), (1, 1, 2));
+}
+
+#[test]
+fn an_expired_request_never_runs() {
+    // `fifo` accepts what it cannot do. While the first runs, the second's time runs out; the third's does
+    // during its step.
+    let mut plan = model(1, 1, vec![once(0), within(5, once(1)), within(13, once(2))]);
+    plan.terms.lane = Some(LaneId(0));
+    let fifo = Scenario { discipline: Discipline::Fifo, ..scenario(&[&[0]], vec![plan]) };
+    let (lines, report) = play(&fifo);
     let expect = [
         "0 m0 r0 on l0",
         "6 r1 deadline_exceeded",
@@ -203,10 +235,27 @@ fn a_client_that_left_is_not_computed_for() {
 }
 
 #[test]
-fn the_more_important_goes_first_even_with_a_later_deadline() {
+fn while_all_can_be_in_time_the_more_important_need_not_go_first() {
     let important = Traffic { priority: Range::only(1), ..within(900, once(2)) };
     let plan = model(1, 1, vec![once(0), within(100, once(1)), important]);
-    assert_eq!(runs(&scenario(&[&[0]], vec![plan])), ["0 m0 r0 on l0", "10 m0 r2 on l0", "20 m0 r1 on l0"]);
+    assert_eq!(runs(&scenario(&[&[0]], vec![plan])), ["0 m0 r0 on l0", "10 m0 r1 on l0", "20 m0 r2 on l0"]);
+}
+
+#[test]
+fn when_not_all_can_be_in_time_the_least_important_is_given_up() {
+    let important = Traffic { priority: Range::only(1), ..within(25, once(2)) };
+    let unimportant = Traffic { priority: Range::only(2_000), ..within(26, once(1)) };
+    let plan = model(1, 1, vec![once(0), unimportant, important]);
+    let (lines, _) = play(&scenario(&[&[0]], vec![plan]));
+    let expect = [
+        "0 m0 r0 on l0",
+        "2 r1 resource_exhausted",
+        "10 r0 completed",
+        "10 m0 r2 on l0",
+        "20 r2 completed",
+        "10000 drained",
+    ];
+    assert_eq!(lines, expect);
 }
 
 #[test]

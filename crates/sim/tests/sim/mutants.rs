@@ -7,7 +7,7 @@ use std::time::Duration;
 use quadrant_policy::{Action, Event, Limits, ModelTerms, Policy, Step, StepOutcome};
 use quadrant_sim::{Scenario, Scheduler, run_with};
 use quadrant_types::{
-    Ending, Error, ErrorCode, LaneId, ModelId, Objective, Priority, Request, RequestId, ShapeId, StepId,
+    Ending, Error, ErrorCode, LaneId, ModelId, Objective, Request, RequestId, ShapeId, StepId,
     Time, Work,
 };
 
@@ -62,7 +62,7 @@ fn found(tampering: Tampering) -> BTreeSet<&'static str> {
         let scenario = Scenario::random(seed);
         let mut limits = scenario.limits;
         (tampering.limits)(&mut limits);
-        let policy = Policy::new(scenario.lanes.clone(), limits);
+        let policy = Policy::new(scenario.lanes.clone(), limits, scenario.discipline);
         run_with(&scenario, seed, Mutant { policy, kept: Vec::new(), tampering }).err()
     };
     (0..SEEDS).filter_map(violation).map(|violation| violation.invariant).collect()
@@ -176,7 +176,7 @@ fn wrong_steps_are_found() {
             });
             actions.extend(again);
         }),
-        ("running steps share no core", |actions, _| change_runs(actions, |step| step.lane = LaneId(0))),
+        ("running steps of one class share no core", |actions, _| change_runs(actions, |step| step.lane = LaneId(0))),
         ("a step runs on a lane of its model's width", |actions, _| {
             change_runs(actions, |step| step.lane = LaneId(0));
         }),
@@ -209,7 +209,7 @@ fn wrong_steps_are_found() {
 fn a_scheduler_that_was_told_wrong_is_found() {
     let table: [Case<EventFn>; 12] = [
         ("a step has at most `rows_max` rows", |event| change_terms(event, |terms| terms.rows_max *= 2)),
-        ("a step runs on a lane of its model's width", |event| change_terms(event, |terms| terms.width = 1)),
+        ("a step runs on a lane of its model's width", |event| change_terms(event, |terms| terms.widths = vec![1])),
         ("queue and byte limits hold", |event| change_terms(event, |terms| terms.queue_max *= 2)),
         ("no request waits while a lane for it idles", |event| {
             change_terms(event, |terms| terms.delay_max = terms.delay_max * 2 + Duration::from_millis(1));
@@ -220,11 +220,11 @@ fn a_scheduler_that_was_told_wrong_is_found() {
                 *shape = ShapeId(0);
             });
         }),
-        ("nothing that is due in the past remains", |event| {
+        ("the next deadline is not after an expiry", |event| {
             change_arrivals(event, |request| request.objective = Objective::BestEffort);
         }),
-        ("no step takes the cores that one before it waits for", |event| {
-            change_arrivals(event, |request| request.priority = Priority(100 - request.priority.0));
+        ("every ending has its cause", |event| {
+            change_arrivals(event, |request| request.objective = Objective::EndBy(request.arrived));
         }),
         ("what is over is said to be over at once", |event| {
             if matches!(event, Event::Left(_) | Event::ModelDown(_)) {
@@ -262,7 +262,7 @@ fn wrong_limits_and_wrong_deadlines_are_found() {
     let limits: [Case<LimitsFn>; 5] = [
         ("queue and byte limits hold", |limits| limits.queued_requests_max *= 2),
         ("queue and byte limits hold", |limits| limits.bytes_in_max *= 2),
-        ("nothing that is due in the past remains", |limits| limits.wait_max *= 2),
+        ("the next deadline is not after an expiry", |limits| limits.wait_max *= 2),
         ("the next deadline is not after a stall", |limits| limits.stall_floor *= 2),
         ("a lane is stalled once its step is far over its prediction", |limits| limits.stall_floor /= 2),
     ];

@@ -1,0 +1,111 @@
+//! Best effort: it begins where no other step runs, in the idle class if work with deadlines is about, so
+//! that whoever has one finds the core at once. When it has earned a turn, a core is kept for it.
+
+use std::collections::BTreeSet;
+
+use quadrant_types::{CoreSet, ModelId, RequestId, SchedulingClass, ShapeId, Time};
+
+use super::quadrant::WIDE_GAIN;
+use super::slots::Slots;
+use crate::cost::{Beside, Kind};
+use crate::policy::Policy;
+use crate::queue::{BATCH_SCAN_MAX, Candidate, OrderKey};
+use crate::running::overlap;
+use crate::{Action, LaneShape};
+
+/// Requests that could share a batch; one that runs alone is a group by itself.
+type Group = (ModelId, ShapeId, Option<RequestId>);
+
+impl Policy {
+    /// Gives best effort a core if it has earned one: one that it already holds, else a free one.
+    pub(super) fn give_turn(&mut self) {
+        if !self.floor.is_due() {
+            return;
+        }
+        let (mut easy, mut other) = (CoreSet::EMPTY, self.stuck_cores());
+        for step in self.running.values().filter(|step| step.lane.class == SchedulingClass::Idle) {
+            let class = if step.easy { &mut easy } else { &mut other };
+            *class = class.union(step.lane.cores);
+        }
+        let rank = |lane: &LaneShape| (!overlap(lane.cores, easy), overlap(lane.cores, other));
+        if let Some(lane) = self.fitting(1, SchedulingClass::Urgent).min_by_key(rank) {
+            self.floor.give(lane.cores);
+        }
+    }
+
+    /// A turn of which no use could be made, because all that waits waits for more rows, is over.
+    pub(super) fn take_turn_back(&mut self) -> bool {
+        let turn = self.floor.turn();
+        let unused = !turn.is_empty() && !self.has_easy(turn) && turn.is_subset(self.slots(CoreSet::EMPTY).open);
+        if unused {
+            self.floor.give(CoreSet::EMPTY);
+        }
+        unused
+    }
+
+    /// Begins what has no deadline.
+    pub(super) fn dispatch_easy(&mut self, now: Time, mut held: CoreSet, actions: &mut Vec<Action>) {
+        let mut passed_over: BTreeSet<Group> = BTreeSet::new();
+        while self.shares.len() > 0 {
+            let slots = self.slots(held);
+            if slots.open.is_empty() {
+                return;
+            }
+            let new = |id: &RequestId| !passed_over.contains(&self.group_of(*id));
+            let Some(id) = self.shares.iter().take(BATCH_SCAN_MAX).find(new) else { return };
+            let live = &self.live[&id];
+            let (model, key) = (live.request.model, live.plan.key);
+            let placed = self.place_easy(now, model, key, slots);
+            match placed {
+                Some((lane, batch)) if batch.ripe_at <= now => self.start(now, model, lane, batch, actions),
+                // It waits for more rows, or for more cores than are free; others need not.
+                Some((_, batch)) => {
+                    self.note_ripe(batch.ripe_at);
+                    passed_over.insert(self.group_of(id));
+                }
+                None => {
+                    held = held.union(self.cores_to_keep(model));
+                    passed_over.insert(self.group_of(id));
+                }
+            }
+        }
+    }
+
+    fn group_of(&self, id: RequestId) -> Group {
+        let live = &self.live[&id];
+        let waiting = &self.models[&live.request.model].waiting[&live.plan.key];
+        (live.request.model, waiting.shape, waiting.alone.then_some(id))
+    }
+
+    fn place_easy(&self, now: Time, model: ModelId, key: OrderKey, slots: Slots) -> Option<(LaneShape, Candidate)> {
+        let queue = &self.models[&model];
+        let width = queue.terms.widths[0];
+        let turn = self.floor.turn();
+        let usable = |lane: &LaneShape| {
+            let is_turn = overlap(lane.cores, turn) && lane.cores.is_subset(slots.open);
+            lane.cores.is_subset(slots.free) || (is_turn && !self.has_easy(lane.cores))
+        };
+        let lane = self.fitting(width, SchedulingClass::Urgent).find(usable)?;
+        let batch = queue.batch_from(key, now, width, self.beside(lane.cores));
+        if self.load.has_deadlines() {
+            let twin = self.idle_twin(lane).filter(|_| lane.cores.is_subset(slots.free));
+            return Some((twin.unwrap_or(lane), batch));
+        }
+        // Nobody else wants the other cores.
+        let to_spare = self.queued == batch.keys.len() && self.load.is_light();
+        let widest = queue.terms.widths.last().copied().filter(|widest| *widest > width && to_spare);
+        if let Some(widest) = widest {
+            let kind = Kind { width: widest, beside: Beside::Nothing, ..batch.kind };
+            let gains = queue.costs.predict(kind, batch.bytes).mul_f64(WIDE_GAIN) < batch.predicted;
+            let may = |lane: &LaneShape| gains && lane.cores.is_subset(slots.free);
+            if let Some(wide) = self.fitting(widest, SchedulingClass::Urgent).find(may) {
+                return Some((wide, queue.batch_from(key, now, wide.cores.len(), Beside::Nothing)));
+            }
+        }
+        Some((lane, batch))
+    }
+
+    fn has_easy(&self, cores: CoreSet) -> bool {
+        self.running.values().any(|step| step.easy && overlap(step.lane.cores, cores))
+    }
+}

@@ -1,0 +1,145 @@
+//! Quadrant's own order: by latest start across all models, steps side by side, one core each unless more
+//! are needed or to spare.
+//!
+//! Every core can hold an urgent step and, preempted by it, one of the idle class. A long step goes into the
+//! idle class wherever a core is free, so that a short one with a tight deadline need not wait for it. A
+//! step may preempt another only if its own latest start comes first, which keeps the order of deadlines
+//! among running steps too. Best effort takes what is left; see `easy.rs`.
+
+use quadrant_types::{CoreSet, ModelId, SchedulingClass, Time};
+
+use super::Walk;
+use super::slots::Slots;
+use crate::cost::Beside;
+use crate::policy::Policy;
+use crate::queue::{Candidate, OrderKey};
+use crate::running::{Running, overlap};
+use crate::{Action, LaneShape};
+
+/// Models that are looked at in vain before the others are left for the next event.
+const PASSED_OVER_MAX: usize = 16;
+/// More cores must make a step this much faster, in its predicted time, to be worth taking for speed alone.
+pub(super) const WIDE_GAIN: f64 = 1.15;
+
+impl Policy {
+    pub(super) fn dispatch_quadrant(&mut self, now: Time, actions: &mut Vec<Action>) {
+        self.give_turn();
+        loop {
+            let held = self.dispatch_urgent(now, actions);
+            self.dispatch_easy(now, held, actions);
+            if !self.take_turn_back() {
+                return;
+            }
+        }
+    }
+
+    /// Begins what has a deadline. Returns the cores that a step waits for which needs several.
+    fn dispatch_urgent(&mut self, now: Time, actions: &mut Vec<Action>) -> CoreSet {
+        let (mut walk, mut passed_over) = (Walk::default(), 0);
+        let mut kept = CoreSet::EMPTY;
+        while passed_over < PASSED_OVER_MAX {
+            let slots = self.slots(self.floor.turn().union(kept));
+            if slots.open.is_empty() {
+                break;
+            }
+            let Some((key, model)) = self.next_head(&mut walk) else { break };
+            if self.is_hopeless(now, model, key, &self.models[&model].terms.widths) {
+                self.give_up_late(key.id, actions);
+                walk = Walk::default();
+                continue;
+            }
+            let Some((lane, batch)) = self.place(now, model, key, slots) else {
+                passed_over += 1;
+                kept = kept.union(self.cores_to_keep(model));
+                continue;
+            };
+            if batch.ripe_at > now {
+                self.wait_until_ripe(batch.ripe_at, &mut walk);
+                continue;
+            }
+            self.start(now, model, lane, batch, actions);
+            // The model may have more work for the next lane, now behind a later head.
+            walk = Walk::default();
+        }
+        kept
+    }
+
+    /// A step that needs several cores would never find them free together if narrower ones behind it took
+    /// each as it comes.
+    pub(super) fn cores_to_keep(&self, model: ModelId) -> CoreSet {
+        let terms = &self.models[&model].terms;
+        if !self.is_wide_only(terms) {
+            return CoreSet::EMPTY;
+        }
+        let stuck = self.stuck_cores();
+        let lanes = self.fitting(terms.widths[0], SchedulingClass::Urgent).map(|lane| lane.cores);
+        lanes.into_iter().find(|cores| !overlap(*cores, stuck)).unwrap_or_default()
+    }
+
+    /// The lane for the batch from this request on, if there is one for it now.
+    fn place(&self, now: Time, model: ModelId, key: OrderKey, slots: Slots) -> Option<(LaneShape, Candidate)> {
+        let queue = &self.models[&model];
+        let (lane, narrow) = self.place_narrow(now, model, key, slots)?;
+        let Some(width) = queue.terms.widths.last().copied().filter(|width| *width > queue.terms.widths[0]) else {
+            return Some((lane, narrow));
+        };
+        let in_time = |batch: &Candidate| now + queue.costs.high(batch.predicted) <= batch.deadline;
+        let needed = !in_time(&narrow);
+        let to_spare = self.queued == narrow.keys.len() && self.load.is_light();
+        if !needed && !to_spare {
+            return Some((lane, narrow));
+        }
+        let may = |lane: &LaneShape| {
+            lane.cores.is_subset(slots.open) && self.pressing(lane.cores) > key.start_by()
+        };
+        let Some(wide_lane) = self.fitting(width, SchedulingClass::Urgent).find(may) else {
+            return Some((lane, narrow));
+        };
+        let wide = queue.batch_from(key, now, wide_lane.cores.len(), Beside::Nothing);
+        let gains = wide.predicted.mul_f64(WIDE_GAIN) < narrow.predicted;
+        Some(if gains { (wide_lane, wide) } else { (lane, narrow) })
+    }
+
+    fn place_narrow(
+        &self,
+        now: Time,
+        model: ModelId,
+        key: OrderKey,
+        slots: Slots,
+    ) -> Option<(LaneShape, Candidate)> {
+        let queue = &self.models[&model];
+        let width = queue.terms.widths[0];
+        let lanes = || self.fitting(width, SchedulingClass::Urgent).filter(|lane| lane.cores.is_subset(slots.open));
+        let batch = |lane: LaneShape| queue.batch_from(key, now, width, self.beside(lane.cores));
+        if let Some(lane) = lanes().find(|lane| lane.cores.is_subset(slots.free)) {
+            let batch = batch(lane);
+            let twin = self.idle_twin(lane).filter(|_| self.load.is_long(batch.predicted));
+            return Some((twin.unwrap_or(lane), batch));
+        }
+        let lane = lanes().max_by_key(|lane| self.pressing(lane.cores))?;
+        if key.start_by() >= self.pressing(lane.cores) {
+            return None;
+        }
+        let batch = batch(lane);
+        let may = !self.load.is_long(batch.predicted) || self.must_preempt(now, lane, &batch);
+        may.then_some((lane, batch))
+    }
+
+    /// A long step that preempts another cannot be preempted itself. So it does only if it would be late
+    /// otherwise, and leaves a core open to short ones if there are several.
+    fn must_preempt(&self, now: Time, lane: LaneShape, batch: &Candidate) -> bool {
+        let on_lane = self.running.values().filter(|step| overlap(step.lane.cores, lane.cores) && !step.easy);
+        let free_at = on_lane.map(|step| now + step.remaining(step.progress)).max();
+        let urgent = |step: &&Running| step.lane.class == SchedulingClass::Urgent;
+        let long = self.running.values().filter(urgent).filter(|step| self.load.is_long(step.predicted)).count();
+        let lanes = self.fitting(lane.cores.len(), SchedulingClass::Urgent).count();
+        let late_otherwise = free_at.is_none_or(|free_at| free_at > batch.start_by());
+        late_otherwise && long < lanes.saturating_sub(1).max(1)
+    }
+
+    /// What runs, or is likely to run, beside a step on these cores.
+    pub(super) fn beside(&self, cores: CoreSet) -> Beside {
+        let usual = if self.queued > 1 { Beside::Usual } else { Beside::Nothing };
+        self.neighbour_of(cores).map_or(usual, Beside::Model)
+    }
+}

@@ -1,0 +1,108 @@
+//! What the present load is like, in a few slowly moving numbers: how busy the device is with urgent work,
+//! how tight the tightest objective is, and what handing a step over costs.
+
+use std::time::Duration;
+
+use quadrant_types::Time;
+
+/// The time over which the load is averaged.
+const AVERAGED_OVER: Duration = Duration::from_millis(500);
+/// How long the tightest objective is remembered after it was last seen.
+const REMEMBERED_FOR: Duration = Duration::from_secs(10);
+/// Below this load there is room to give a lone step more cores than is efficient.
+const LIGHT: f64 = 0.4;
+/// A step is long if it takes more than this share of the tightest objective,
+const LONG_DIVISOR: u32 = 8;
+/// and no step is long that takes less than this: preempting it would gain nothing.
+const LONG_MIN: Duration = Duration::from_millis(1);
+
+/// See the module's text.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Load {
+    /// The share of the device's core time that urgent steps took of late.
+    busy: f64,
+    updated: Time,
+    tightest: Option<(Duration, Time)>,
+    now: Time,
+    handoff_nanos: f64,
+}
+
+impl Load {
+    pub(crate) fn advance(&mut self, now: Time, busy_cores: usize, cores: usize) {
+        let passed = now.since(self.updated).as_secs_f64();
+        self.updated = now;
+        self.now = now;
+        // The first-order approximation of the exponential average, exact enough for a threshold.
+        let share = passed / (passed + AVERAGED_OVER.as_secs_f64());
+        self.busy += (busy_cores as f64 / cores as f64 - self.busy) * share;
+    }
+
+    /// A request came that is to be done within `span`.
+    pub(crate) fn note_objective(&mut self, now: Time, span: Duration) {
+        let replaces = self.tightest().is_none_or(|tightest| span <= tightest);
+        if replaces {
+            self.tightest = Some((span, now));
+        }
+    }
+
+    pub(crate) fn note_handoff(&mut self, took: Duration) {
+        let nanos = (took.as_secs_f64() * 1e9).min(1e6);
+        self.handoff_nanos += (nanos - self.handoff_nanos) / 64.0;
+    }
+
+    pub(crate) fn handoff(&self) -> Duration {
+        Duration::from_nanos(self.handoff_nanos as u64)
+    }
+
+    pub(crate) fn is_light(&self) -> bool {
+        self.busy < LIGHT
+    }
+
+    /// Whether work with deadlines came of late.
+    pub(crate) fn has_deadlines(&self) -> bool {
+        self.tightest().is_some()
+    }
+
+    /// Whether a step of this length should let more urgent ones preempt it.
+    pub(crate) fn is_long(&self, step: Duration) -> bool {
+        self.tightest().is_some_and(|tightest| step > LONG_MIN.max(tightest / LONG_DIVISOR))
+    }
+
+    fn tightest(&self) -> Option<Duration> {
+        self.tightest.filter(|(_, seen)| self.now.since(*seen) < REMEMBERED_FOR).map(|(span, _)| span)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn what_is_long_depends_on_the_tightest_objective_of_late() {
+        let at = |seconds| Time::ZERO + Duration::from_secs(seconds);
+        let mut load = Load::default();
+        assert!(!load.is_long(1_000 * MS) && !load.has_deadlines());
+        load.note_objective(at(0), 400 * MS);
+        assert!(load.is_long(60 * MS) && !load.is_long(40 * MS));
+        load.note_objective(at(1), 20 * MS);
+        load.note_objective(at(1), 400 * MS);
+        assert!(load.is_long(3 * MS) && !load.is_long(2 * MS));
+        load.advance(at(12), 0, 2);
+        assert!(!load.has_deadlines());
+        load.note_objective(at(12), 400 * MS);
+        assert!(!load.is_long(40 * MS));
+    }
+
+    #[test]
+    fn the_load_is_a_moving_average() {
+        let mut load = Load::default();
+        for ms in 0..5_000 {
+            load.advance(Time::ZERO + ms * MS, 1, 2);
+        }
+        assert!((load.busy - 0.5).abs() < 0.01 && !load.is_light(), "{}", load.busy);
+        load.advance(Time::ZERO + 20_000 * MS, 0, 2);
+        assert!(load.is_light());
+    }
+}

@@ -1,0 +1,167 @@
+//! Steps on lanes: how far they are, who holds whom up, what is left of them.
+//!
+//! An urgent step on a core preempts an idle-class one there; the operating system does it, and the same
+//! is kept account of here. So a step's progress is the time it really had, predictions are compared with
+//! that, and a preempted step is not taken for a stalled one.
+
+use std::time::Duration;
+
+use quadrant_types::{CoreSet, LaneId, ModelId, SchedulingClass, StepId, Time};
+
+use crate::cost::{Beside, Kind};
+use crate::demand::Booking;
+use crate::{LaneShape, Policy, Requests};
+
+/// A step that has used its predicted time up is expected to need this share of it again.
+const OVERTIME_DIVISOR: u32 = 10;
+/// Progress after which the work that is booked for a running step is corrected.
+const REBOOK_AFTER: Duration = Duration::from_millis(1);
+
+/// A step on a lane.
+#[derive(Clone, Debug)]
+pub(crate) struct Running {
+    pub(crate) model: ModelId,
+    pub(crate) lane: LaneShape,
+    pub(crate) requests: Requests,
+    pub(crate) kind: Kind,
+    pub(crate) bytes: u64,
+    pub(crate) predicted: Duration,
+    /// When its first request is to be done; [`Time::MAX`] for best effort.
+    pub(crate) deadline: Time,
+    pub(crate) easy: bool,
+    pub(crate) began: Time,
+    /// The time it really had, until the books were last brought up to date.
+    pub(crate) progress: Duration,
+    pub(crate) preempted: bool,
+    /// Of its progress, the time during which something ran beside it, and what that was.
+    pub(crate) beside_time: Duration,
+    pub(crate) neighbour: Option<ModelId>,
+    /// What is booked for the rest of it, if more urgent steps can preempt it.
+    pub(crate) booking: Option<Booking>,
+    pub(crate) booked_at: Duration,
+    /// The progress at which it counts as stalled; `None` once it does.
+    pub(crate) patience: Option<Duration>,
+}
+
+impl Running {
+    pub(crate) fn is_stuck(&self) -> bool {
+        self.patience.is_none()
+    }
+
+    /// What is predicted to be left of it.
+    pub(crate) fn remaining(&self, progress: Duration) -> Duration {
+        self.predicted.saturating_sub(progress).max(self.predicted / OVERTIME_DIVISOR)
+    }
+
+    /// The kind of step it turned out to be.
+    pub(crate) fn kind_seen(&self) -> Kind {
+        let beside = match self.neighbour {
+            Some(model) if self.beside_time * 2 > self.progress => Beside::Model(model),
+            Some(_) | None => Beside::Nothing,
+        };
+        Kind { beside, ..self.kind }
+    }
+}
+
+impl Policy {
+    /// The lanes that are stalled now.
+    pub fn stalled_lanes(&self) -> impl Iterator<Item = LaneId> {
+        self.running.values().filter(|step| step.is_stuck()).map(|step| step.lane.id)
+    }
+
+    /// Brings the progress of all steps up to date.
+    pub(crate) fn pace(&mut self, now: Time) {
+        let passed = now.since(self.paced_at);
+        self.paced_at = now;
+        if passed.is_zero() || self.running.is_empty() {
+            return;
+        }
+        let busy: Vec<_> = self
+            .running
+            .iter()
+            .filter(|(_, step)| !step.preempted)
+            .map(|(id, step)| (*id, step.lane.cores, step.model))
+            .collect();
+        for (id, step) in self.running.iter_mut().filter(|(_, step)| !step.preempted) {
+            step.progress += passed;
+            let other = busy.iter().find(|(other, cores, _)| other != id && !overlap(*cores, step.lane.cores));
+            if let Some((.., model)) = other {
+                step.beside_time += passed;
+                step.neighbour = Some(*model);
+            }
+        }
+    }
+
+    /// Says which steps are held up, now that one has begun or ended, and what best effort runs.
+    pub(crate) fn note_preemption(&mut self) {
+        let urgent = self.busy_cores(SchedulingClass::Urgent);
+        let mut easy_cores = 0;
+        let mut easy = false;
+        for step in self.running.values_mut() {
+            step.preempted = step.lane.class == SchedulingClass::Idle && overlap(step.lane.cores, urgent);
+            easy |= step.easy;
+            easy_cores += if step.easy && !step.preempted { step.lane.cores.len() } else { 0 };
+        }
+        self.floor.note(easy || self.shares.len() > 0, easy_cores);
+    }
+
+    /// Corrects what is booked for running steps by what they have done since.
+    pub(crate) fn rebook_running(&mut self) {
+        for step in self.running.values_mut() {
+            let Some(booking) = step.booking.filter(|_| step.progress >= step.booked_at + REBOOK_AFTER) else {
+                continue;
+            };
+            self.demand.release(booking);
+            let left = step.remaining(step.progress);
+            let work = left.mul_f64(step.lane.cores.len() as f64 * self.per_core);
+            step.booking = Some(self.demand.book(step.deadline - left + work, work));
+            step.booked_at = step.progress;
+        }
+    }
+
+    /// The cores with a step in this class.
+    pub(crate) fn busy_cores(&self, class: SchedulingClass) -> CoreSet {
+        let of_class = self.running.values().filter(|step| step.lane.class == class);
+        of_class.fold(CoreSet::EMPTY, |cores, step| cores.union(step.lane.cores))
+    }
+
+    pub(crate) fn stuck_cores(&self) -> CoreSet {
+        let stuck = self.running.values().filter(|step| step.is_stuck());
+        stuck.fold(CoreSet::EMPTY, |cores, step| cores.union(step.lane.cores))
+    }
+
+    /// The share of the whole device's time that steps which nothing preempts will still take, none of them
+    /// counted for longer than `within`.
+    pub(crate) fn ahead(&self, within: Duration) -> Duration {
+        let fixed = self.running.values().filter(|step| step.booking.is_none() && !step.is_stuck());
+        let nanos = fixed.filter(|step| !(step.easy && step.lane.class == SchedulingClass::Idle)).map(|step| {
+            step.remaining(step.progress).min(within).as_secs_f64() * step.lane.cores.len() as f64 * self.per_core
+        });
+        Duration::from_secs_f64(nanos.sum())
+    }
+
+    /// What runs on other cores than these.
+    pub(crate) fn neighbour_of(&self, cores: CoreSet) -> Option<ModelId> {
+        let beside = |step: &&crate::running::Running| !step.preempted && !overlap(step.lane.cores, cores);
+        self.running.values().find(beside).map(|step| step.model)
+    }
+
+    /// When the first step counts as stalled, as things are.
+    pub(crate) fn next_stall(&self) -> Option<Time> {
+        let due = |step: &Running| match step.patience {
+            Some(patience) if !step.preempted => Some(self.paced_at + patience.saturating_sub(step.progress)),
+            Some(_) | None => None,
+        };
+        self.running.values().filter_map(due).min()
+    }
+
+    /// Steps that have just become stalled.
+    pub(crate) fn newly_stalled(&self) -> Vec<StepId> {
+        let over = |step: &Running| step.patience.is_some_and(|patience| step.progress >= patience);
+        self.running.iter().filter(|(_, step)| over(step)).map(|(id, _)| *id).collect()
+    }
+}
+
+pub(crate) fn overlap(one: CoreSet, other: CoreSet) -> bool {
+    one.without(other) != one
+}
