@@ -40,7 +40,13 @@ impl Policy {
         if self.discipline != Discipline::Quadrant || plan.key.easy {
             return Ok(plan);
         }
-        let Err(refusal) = self.find_room(now, request, &plan, actions) else { return Ok(plan) };
+        let had = self.models[&request.model].admitted.get(now);
+        let Err(refusal) = self.find_room(now, request, &plan, actions) else {
+            let queue = self.models.get_mut(&request.model).expect("within bounds, so it is known");
+            queue.admitted.add(now, plan.work.as_secs_f64());
+            return Ok(plan);
+        };
+        self.fairness.note_refusal(now, had);
         match self.models[&request.model].terms.unmet {
             Unmet::Refuse => Err(refusal),
             Unmet::Demote => Ok(self.best_effort_plan(request)),
@@ -152,7 +158,10 @@ impl Policy {
         }
         self.rebook_running();
         let ahead = self.ahead(plan.due.since(now));
-        let missing = |policy: &Self| nanos(plan.work) - policy.demand.room(now, plan.due, ahead);
+        let had = self.models[&request.model].admitted.get(now);
+        let reserve = self.fairness.reserve(now, had, plan.deadline.since(now));
+        let wanted = nanos(plan.work + reserve);
+        let missing = |policy: &Self| wanted - policy.demand.room(now, plan.due, ahead);
         let first_missing = missing(self);
         if first_missing <= 0 {
             return Ok(());

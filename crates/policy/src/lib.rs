@@ -14,6 +14,7 @@ mod cost;
 mod demand;
 mod dispatch;
 mod event;
+mod fairness;
 mod floor;
 mod invariants;
 mod load;

@@ -11,6 +11,7 @@ use rustc_hash::FxHashMap;
 
 use crate::admission::{Plan, expired};
 use crate::demand::{Booking, Demand};
+use crate::fairness::Fairness;
 use crate::floor::Floor;
 use crate::load::Load;
 use crate::queue::{ModelQueue, OrderKey, Waiting};
@@ -46,6 +47,7 @@ pub struct Policy {
     /// When each live request is of no more use.
     pub(crate) expiries: BTreeSet<(Time, RequestId)>,
     pub(crate) load: Load,
+    pub(crate) fairness: Fairness,
     pub(crate) queued: usize,
     pub(crate) bytes_in: u64,
     /// When the first batch that was left waiting for more rows is worth running as it is.
@@ -94,6 +96,7 @@ impl Policy {
             demand: Demand::new(limits.wait_max),
             expiries: BTreeSet::new(),
             load: Load::default(),
+            fairness: Fairness::default(),
             queued: 0,
             bytes_in: 0,
             ripe_at: None,

@@ -7,6 +7,7 @@ use quadrant_types::{RequestId, ShapeId, Time};
 use smallvec::SmallVec;
 
 use crate::cost::{Beside, Costs, Kind};
+use crate::fairness::Lately;
 use crate::{ModelTerms, Requests};
 
 /// How many waiting requests are looked at to fill one batch: a bound on the cost of a decision when
@@ -52,6 +53,8 @@ pub(crate) struct ModelQueue {
     pub(crate) waiting: BTreeMap<OrderKey, Waiting>,
     /// Rows that wait with a deadline.
     pub(crate) urgent_rows: u32,
+    /// Work with a deadline that was admitted, in seconds of the whole device.
+    pub(crate) admitted: Lately,
 }
 
 /// A batch that could run now.
@@ -82,7 +85,7 @@ impl Candidate {
 impl ModelQueue {
     pub(crate) fn new(terms: ModelTerms) -> Self {
         assert!(!terms.widths.is_empty(), "a model has at least one width");
-        Self { costs: Costs::new(&terms), terms, waiting: BTreeMap::new(), urgent_rows: 0 }
+        Self { costs: Costs::new(&terms), terms, waiting: BTreeMap::new(), urgent_rows: 0, admitted: Lately::default() }
     }
 
     pub(crate) fn insert(&mut self, key: OrderKey, waiting: Waiting) {

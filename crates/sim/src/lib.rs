@@ -12,12 +12,14 @@
 mod agenda;
 mod checker;
 mod device;
+mod experiment;
 mod random;
 mod report;
 mod scenario;
 mod simulation;
 mod workload;
 
+pub use experiment::{Experiment, Outcome, Served};
 pub use report::{LogHash, ModelReport, Report, Span};
 pub use scenario::{Arrivals, Faults, ModelPlan, Range, Scenario, Traffic, Truth};
 pub use simulation::{Scheduler, Violation, policy, run, run_unchecked, run_with};

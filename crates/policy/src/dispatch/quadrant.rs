@@ -85,7 +85,9 @@ impl Policy {
         };
         let in_time = |batch: &Candidate| now + queue.costs.high(batch.predicted) <= batch.deadline;
         let needed = !in_time(&narrow);
-        let to_spare = self.queued == narrow.keys.len() && self.load.is_light();
+        // On all cores it would hold up whoever comes next, and nothing could preempt it.
+        let long = self.load.is_long(narrow.predicted);
+        let to_spare = !long && self.queued == narrow.keys.len() && self.load.is_light();
         if !needed && !to_spare {
             return Some((lane, narrow));
         }

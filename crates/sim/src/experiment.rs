@@ -1,0 +1,171 @@
+//! Models on a device under load, as an engineer would describe them: what a step costs, by when an answer
+//! is wanted, how requests come. An experiment is played at many loads and under several disciplines; each
+//! run is an ordinary [`Scenario`].
+
+use std::time::Duration;
+
+use quadrant_policy::{Cost, Discipline, LaneShape, Limits, ModelTerms, Unmet};
+use quadrant_types::{CoreSet, LaneId, Priority, SchedulingClass, Time};
+
+use crate::{Arrivals, Faults, ModelPlan, Range, Report, Scenario, Traffic, Truth, Violation, run_unchecked};
+
+/// How long a run goes on after its last arrival, so that everything ends.
+const AFTERMATH: Duration = Duration::from_secs(120);
+
+/// Models on a device.
+#[derive(Clone, Debug)]
+pub struct Experiment {
+    /// Cores that compute.
+    pub cores: usize,
+    /// The scheduler's bounds.
+    pub limits: Limits,
+    /// What is served.
+    pub models: Vec<Served>,
+}
+
+/// A model, what is true of it, and what is promised for it.
+#[derive(Clone, Debug)]
+pub struct Served {
+    /// Its name.
+    pub name: String,
+    /// How long its steps really take.
+    pub truth: Truth,
+    /// The most rows of one step.
+    pub rows_max: u32,
+    /// Whether its steps may also take all cores.
+    pub wide: bool,
+    /// By when an answer is wanted; `None` for best effort.
+    pub objective: Option<Duration>,
+    /// How important its requests are.
+    pub priority: Priority,
+    /// What is offered to it relative to the other models, in core time.
+    pub share: f64,
+    /// How long a request may wait for others to share its batch.
+    pub delay_max: Duration,
+}
+
+/// What a run showed, in the figures that are compared.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The offered load, as a share of the device.
+    pub load: f64,
+    /// The attainment of the model that fared worst.
+    pub worst: f64,
+    /// Answers in time per second, of all models.
+    pub goodput: f64,
+    /// Of the requests that were let in, those answered in time.
+    pub kept: f64,
+    /// The share of the cores' time in which steps ran.
+    pub utilisation: f64,
+    /// Everything else.
+    pub report: Report,
+}
+
+impl Served {
+    /// Core time of one request, alone in its step, next to others.
+    pub fn core_time(&self) -> Duration {
+        self.truth.time(1, 1, 0)
+    }
+}
+
+impl Experiment {
+    /// The requests per second of each model at this load, a share of the device.
+    pub fn rates(&self, load: f64) -> Vec<f64> {
+        let all: f64 = self.models.iter().map(|model| model.share).sum();
+        let offered = |model: &Served| load * self.cores as f64 * model.share / all;
+        self.models.iter().map(|model| offered(model) / model.core_time().as_secs_f64()).collect()
+    }
+
+    /// One run: these arrivals, one list for each model, under a discipline.
+    pub fn scenario(&self, discipline: Discipline, arrivals: &[Vec<Duration>]) -> Scenario {
+        let at = |after: &Duration| Time::ZERO + *after;
+        let last = arrivals.iter().flatten().max().map_or(Time::ZERO, at);
+        let plan = |(index, model): (usize, &Served)| {
+            let times = arrivals.get(index).map_or(&[][..], Vec::as_slice).iter().map(at).collect();
+            self.model_plan(discipline, index, model, Arrivals::At(times))
+        };
+        Scenario {
+            lanes: self.lanes(discipline),
+            discipline,
+            weights: Vec::new(),
+            limits: self.limits,
+            models: self.models.iter().enumerate().map(plan).collect(),
+            faults: Faults::NONE,
+            drain_at: last + AFTERMATH,
+        }
+    }
+
+    /// Plays one run and sums it up. `seconds` is how long requests come.
+    ///
+    /// # Errors
+    /// If the device refused a step.
+    pub fn play(
+        &self,
+        discipline: Discipline,
+        (load, seconds): (f64, f64),
+        arrivals: &[Vec<Duration>],
+        seed: u64,
+    ) -> Result<Outcome, Violation> {
+        let report = run_unchecked(&self.scenario(discipline, arrivals), seed)?;
+        let models = || report.models.iter();
+        let in_time: u64 = models().map(|model| model.in_time).sum();
+        let admitted: u64 = models().map(|model| model.with_objective - model.refused).sum();
+        let busy: Duration = models().map(|model| model.busy).sum();
+        Ok(Outcome {
+            load,
+            worst: models().map(crate::ModelReport::attainment).fold(1.0, f64::min),
+            goodput: in_time as f64 / seconds,
+            kept: if admitted == 0 { 1.0 } else { in_time as f64 / admitted as f64 },
+            utilisation: busy.as_secs_f64() / (seconds * self.cores as f64),
+            report,
+        })
+    }
+
+    fn lanes(&self, discipline: Discipline) -> Vec<LaneShape> {
+        let all = CoreSet::from_cores(0..self.cores);
+        let single = || (0..self.cores).map(|core| CoreSet::from_cores([core]));
+        let mut sets: Vec<(CoreSet, SchedulingClass)> = match discipline {
+            Discipline::Quadrant => single().map(|core| (core, SchedulingClass::Urgent)).collect(),
+            Discipline::Fifo => self.models.iter().map(|_| (all, SchedulingClass::Urgent)).collect(),
+            Discipline::Clockwork => vec![(all, SchedulingClass::Urgent)],
+        };
+        if discipline == Discipline::Quadrant {
+            sets.extend((self.cores > 1).then_some((all, SchedulingClass::Urgent)));
+            sets.extend(single().map(|core| (core, SchedulingClass::Idle)));
+        }
+        (0..).zip(sets).map(|(id, (cores, class))| LaneShape { id: LaneId(id), cores, class }).collect()
+    }
+
+    fn model_plan(&self, discipline: Discipline, index: usize, model: &Served, arrivals: Arrivals) -> ModelPlan {
+        let widths: Vec<usize> = match discipline {
+            Discipline::Quadrant if model.wide && self.cores > 1 => vec![1, self.cores],
+            Discipline::Quadrant => vec![1],
+            Discipline::Fifo | Discipline::Clockwork => vec![self.cores],
+        };
+        let rows = (0..).map(|power| 1 << power).take_while(|rows| *rows <= model.rows_max.max(1));
+        let cost = |(rows, width)| Cost { rows, width, beside: false, time: model.truth.time(rows, width, 0) };
+        let costs = rows.flat_map(|rows| widths.iter().map(move |width| (rows, *width))).map(cost).collect();
+        let traffic = Traffic {
+            objective: model.objective.map(Range::only),
+            hard: false,
+            priority: Range::only(model.priority.0),
+            ..Traffic::plain(arrivals)
+        };
+        ModelPlan {
+            terms: ModelTerms {
+                rows_max: model.rows_max,
+                widths,
+                lane: u16::try_from(index).ok().filter(|_| discipline == Discipline::Fifo).map(LaneId),
+                queue_max: usize::MAX,
+                delay_max: model.delay_max,
+                costs,
+                row_bytes: 1,
+                unmet: Unmet::Refuse,
+            },
+            up_at: Time::ZERO,
+            down_at: None,
+            truth: model.truth,
+            traffic: vec![traffic],
+        }
+    }
+}
