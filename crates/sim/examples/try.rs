@@ -17,7 +17,7 @@ fn main() {
     let e = Experiment { cores: 2, limits: Limits { queued_requests_max: 1<<20, ..Limits::default() }, models };
     let secs = 60.0;
     let burst: f64 = std::env::args().nth(2).and_then(|x| x.parse().ok()).unwrap_or(0.0);
-    for load in [0.7, 0.75, 0.8, 0.85, 0.9, 1.5] {
+    for load in [0.7] {
         let mut line = format!("{load:.2}");
         for d in [Discipline::Quadrant] {
             let mut worst = vec![]; let mut good = vec![]; let mut kept = vec![]; let mut per = String::new();

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use quadrant_types::{CoreSet, ModelId, RequestId, SchedulingClass, ShapeId, Time};
 
-use super::quadrant::WIDE_GAIN;
+use super::quadrant::{PASSED_OVER_MAX, WIDE_GAIN};
 use super::slots::Slots;
 use crate::cost::{Beside, Kind};
 use crate::policy::Policy;
@@ -35,8 +35,7 @@ impl Policy {
 
     /// A turn of which no use could be made, because all that waits waits for more rows, is over.
     pub(super) fn take_turn_back(&mut self) -> bool {
-        let turn = self.floor.turn();
-        let unused = !turn.is_empty() && !self.has_easy(turn) && turn.is_subset(self.slots(CoreSet::EMPTY).open);
+        let unused = self.turn_is_open(self.slots(CoreSet::EMPTY));
         if unused {
             self.floor.give(CoreSet::EMPTY);
         }
@@ -46,9 +45,9 @@ impl Policy {
     /// Begins what has no deadline.
     pub(super) fn dispatch_easy(&mut self, now: Time, mut held: CoreSet, actions: &mut Vec<Action>) {
         let mut passed_over: BTreeSet<Group> = BTreeSet::new();
-        while self.shares.len() > 0 {
+        while self.shares.len() > 0 && passed_over.len() < PASSED_OVER_MAX {
             let slots = self.slots(held);
-            if slots.open.is_empty() {
+            if slots.free.is_empty() && !self.turn_is_open(slots) {
                 return;
             }
             let new = |id: &RequestId| !passed_over.contains(&self.group_of(*id));
@@ -80,10 +79,10 @@ impl Policy {
     fn place_easy(&self, now: Time, model: ModelId, key: OrderKey, slots: Slots) -> Option<(LaneShape, Candidate)> {
         let queue = &self.models[&model];
         let width = queue.terms.widths[0];
-        let turn = self.floor.turn();
+        let turn_is_open = self.turn_is_open(slots);
         let usable = |lane: &LaneShape| {
-            let is_turn = overlap(lane.cores, turn) && lane.cores.is_subset(slots.open);
-            lane.cores.is_subset(slots.free) || (is_turn && !self.has_easy(lane.cores))
+            let is_turn = || turn_is_open && overlap(lane.cores, self.floor.turn());
+            lane.cores.is_subset(slots.free) || (lane.cores.is_subset(slots.open) && is_turn())
         };
         let lane = self.fitting(width, SchedulingClass::Urgent).find(usable)?;
         let batch = queue.batch_from(key, now, width, self.beside(lane.cores));
@@ -103,6 +102,12 @@ impl Policy {
             }
         }
         Some((lane, batch))
+    }
+
+    /// Whether best effort could begin a step where it is its turn.
+    fn turn_is_open(&self, slots: Slots) -> bool {
+        let turn = self.floor.turn();
+        !turn.is_empty() && turn.is_subset(slots.open) && !self.has_easy(turn)
     }
 
     fn has_easy(&self, cores: CoreSet) -> bool {

@@ -17,7 +17,7 @@ use crate::running::{Running, overlap};
 use crate::{Action, LaneShape};
 
 /// Models that are looked at in vain before the others are left for the next event.
-const PASSED_OVER_MAX: usize = 16;
+pub(super) const PASSED_OVER_MAX: usize = 16;
 /// More cores must make a step this much faster, in its predicted time, to be worth taking for speed alone.
 pub(super) const WIDE_GAIN: f64 = 1.15;
 
@@ -43,6 +43,10 @@ impl Policy {
                 break;
             }
             let Some((key, model)) = self.next_head(&mut walk) else { break };
+            // In this order no later one may preempt what runs either.
+            if slots.free.is_empty() && key.start_by() >= self.least_pressing(slots) {
+                break;
+            }
             if self.is_hopeless(now, model, key, &self.models[&model].terms.widths) {
                 self.give_up_late(key.id, actions);
                 walk = Walk::default();

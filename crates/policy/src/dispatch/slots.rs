@@ -46,6 +46,17 @@ impl Policy {
         of_these.map(|step| step.deadline - step.remaining(step.progress)).min().unwrap_or(Time::MAX)
     }
 
+    /// The latest of these over all open cores.
+    pub(super) fn least_pressing(&self, slots: Slots) -> Time {
+        let idle = self.running.values().filter(|step| step.lane.class == SchedulingClass::Idle);
+        let open = idle.filter(|step| step.lane.cores.is_subset(slots.open));
+        let rest = |step: &crate::running::Running| match step.easy {
+            true => Time::MAX,
+            false => step.deadline - step.remaining(step.progress),
+        };
+        open.map(rest).max().unwrap_or(Time::MAX)
+    }
+
     /// Whether every lane for steps of this model takes several cores, where others take fewer.
     pub(super) fn is_wide_only(&self, terms: &ModelTerms) -> bool {
         let narrowest = self.lanes.iter().map(|lane| lane.cores.len()).min().unwrap_or(1);
