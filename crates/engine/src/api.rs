@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use quadrant_types::{CoreSet, LaneId, ModelId, ModelSpec, RequestId, StepId, Tensor, Time};
 
@@ -40,6 +41,9 @@ pub trait Runner: Send {
 pub struct Footprint {
     /// Bytes of weights, as far as the engine knows.
     pub weights_bytes: u64,
+    /// Bytes by which the process grew when the model was made ready for a further width: what its
+    /// widths do not share. Measured, so other work meanwhile counts too; 0 while there is one width.
+    pub further_width_bytes: u64,
 }
 
 /// Which lane: its cores and its scheduling class, fixed when it starts.
@@ -78,18 +82,38 @@ pub struct StepWork {
 pub type StepResult = Result<Vec<Tensor>, EngineError>;
 
 /// Fires once with the result of a step.
-pub struct Done(Option<Box<dyn FnOnce(StepResult) + Send>>);
+pub struct Done {
+    then: Option<Then>,
+    core_time_elsewhere: Duration,
+}
+
+type Then = Box<dyn FnOnce(StepResult, Duration) + Send>;
 
 impl Done {
     /// Calls `then` with the result.
     pub fn new(then: impl FnOnce(StepResult) + Send + 'static) -> Self {
-        Self(Some(Box::new(then)))
+        Self::timed(|result, _| then(result))
+    }
+
+    /// Calls `then` with the result and with the processor time that other threads than the caller of
+    /// [`Runner::submit`] took for it, as far as the engine told.
+    pub fn timed(then: impl FnOnce(StepResult, Duration) + Send + 'static) -> Self {
+        Self { then: Some(Box::new(then)), core_time_elsewhere: Duration::ZERO }
+    }
+
+    /// Tells that a thread of the engine's own took this much processor time for the step.
+    pub fn add_core_time(&mut self, elsewhere: Duration) {
+        self.core_time_elsewhere += elsewhere;
     }
 
     /// Reports the result.
     pub fn fire(mut self, result: StepResult) {
-        if let Some(then) = self.0.take() {
-            then(result);
+        self.finish(result);
+    }
+
+    fn finish(&mut self, result: StepResult) {
+        if let Some(then) = self.then.take() {
+            then(result, self.core_time_elsewhere);
         }
     }
 }
@@ -97,8 +121,8 @@ impl Done {
 impl Drop for Done {
     /// A step whose engine forgot it, or panicked, still ends.
     fn drop(&mut self) {
-        if let Some(then) = self.0.take() {
-            then(Err(EngineError::Panicked("the engine gave no result".into())));
+        if self.then.is_some() {
+            self.finish(Err(EngineError::Panicked("the engine gave no result".into())));
         }
     }
 }
@@ -177,6 +201,10 @@ pub struct LaneReport {
     pub computed: Time,
     /// The outputs were cut apart.
     pub scattered: Time,
+    /// Processor time that the step took. On a lane of one core it is counted by the operating system, so
+    /// it stands still while something of a higher class has the core; on a wide lane, and where the step
+    /// ended on another thread, it is the time from `gathered` to `computed` on every core of the lane.
+    pub core_time: Duration,
     /// Each part's outputs, in the order of the parts; or why the whole step failed.
     pub result: Result<Vec<PartOutputs>, EngineError>,
 }

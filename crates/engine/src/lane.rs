@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle, ThreadId};
 use std::time::Duration;
 
 use quadrant_types::{Clock, LaneId, ModelId, RequestId, StepId, Time};
@@ -67,6 +67,7 @@ enum Command {
 
 struct Shared {
     id: LaneId,
+    cores: u32,
     clock: Arc<dyn Clock>,
     sink: Arc<dyn LaneSink>,
     stopping: AtomicBool,
@@ -87,7 +88,8 @@ impl Lane {
         capacity: usize,
     ) -> io::Result<Self> {
         spawn::prepare()?;
-        let shared = Arc::new(Shared { id: spec.id, clock, sink, stopping: AtomicBool::new(false) });
+        let cores = u32::try_from(spec.cores.len().max(1)).unwrap_or(u32::MAX);
+        let shared = Arc::new(Shared { id: spec.id, cores, clock, sink, stopping: AtomicBool::new(false) });
         let (commands, inbox) = sync_channel(capacity);
         let (running, ended) = sync_channel(0);
         let work = {
@@ -196,13 +198,21 @@ fn run(shared: &Arc<Shared>, runners: &mut BTreeMap<ModelId, Box<dyn Runner>>, w
     let began = shared.clock.now();
     let LaneWork { step, model, parts, outputs } = work;
     let requests = parts.iter().map(|part| (part.request, part.rows)).collect();
-    let mut reporter = Reporter { shared: Arc::clone(shared), step, requests, began, gathered: began };
+    let mut reporter = Reporter {
+        shared: Arc::clone(shared),
+        step,
+        requests,
+        began,
+        gathered: began,
+        thread: thread::current().id(),
+        core_time_before: quadrant_sys::thread_time(),
+    };
     if shared.stopping.load(Ordering::Acquire) {
-        return reporter.finish(Err(EngineError::Revoked));
+        return reporter.finish(Err(EngineError::Revoked), Duration::ZERO);
     }
     let Some(runner) = runners.get_mut(&model) else {
-        return reporter
-            .finish(Err(EngineError::Panicked(format!("the lane was not given model `{model}`"))));
+        let error = EngineError::Panicked(format!("the lane was not given model `{model}`"));
+        return reporter.finish(Err(error), Duration::ZERO);
     };
     let gathered = batch::gather(&parts);
     // The requests' own references go before the step begins; the batch has what it needs.
@@ -210,13 +220,13 @@ fn run(shared: &Arc<Shared>, runners: &mut BTreeMap<ModelId, Box<dyn Runner>>, w
     reporter.gathered = shared.clock.now();
     match gathered {
         Ok(inputs) => {
-            let done = Done::new(move |result| reporter.finish(result));
+            let done = Done::timed(move |result, elsewhere| reporter.finish(result, elsewhere));
             let submit = || runner.submit(StepWork { step, inputs, outputs }, done);
             // Whoever holds `done` when a panic passes drops it, which reports the step; so there is
             // nothing left to do for it here, and the lane goes on.
             drop(catch_unwind(AssertUnwindSafe(submit)));
         }
-        Err(error) => reporter.finish(Err(error)),
+        Err(error) => reporter.finish(Err(error), Duration::ZERO),
     }
 }
 
@@ -227,15 +237,35 @@ struct Reporter {
     requests: SmallVec<[(RequestId, usize); 8]>,
     began: Time,
     gathered: Time,
+    /// The lane's thread, and what it had used when it took the step up.
+    thread: ThreadId,
+    core_time_before: Duration,
 }
 
 impl Reporter {
-    fn finish(self, result: StepResult) {
-        let Self { shared, step, requests, began, gathered } = self;
+    fn finish(self, result: StepResult, core_time_elsewhere: Duration) {
+        let core_time = self.core_time(core_time_elsewhere);
+        let Self { shared, step, requests, began, gathered, .. } = self;
         let computed = shared.clock.now();
+        let core_time = core_time.unwrap_or_else(|| computed.since(gathered) * shared.cores);
         let result = result.and_then(|outputs| batch::scatter(&requests, outputs));
         let scattered = if result.is_ok() && requests.len() > 1 { shared.clock.now() } else { computed };
         let lane = shared.id;
-        shared.sink.report(LaneReport { step, lane, began, gathered, computed, scattered, result });
+        shared.sink.report(LaneReport {
+            step,
+            lane,
+            began,
+            gathered,
+            computed,
+            scattered,
+            core_time,
+            result,
+        });
+    }
+
+    /// What the operating system counted, where all of it was counted.
+    fn core_time(&self, elsewhere: Duration) -> Option<Duration> {
+        let counted = self.shared.cores == 1 && thread::current().id() == self.thread;
+        counted.then(|| quadrant_sys::thread_time().saturating_sub(self.core_time_before) + elsewhere)
     }
 }

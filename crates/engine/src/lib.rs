@@ -25,4 +25,4 @@ pub use lane::{Lane, Refusal, Refused};
 pub use load::{EngineKind, Engines, ModelSource, load};
 pub use onnx::OnnxHeader;
 pub use ort_engine::OnnxRuntime;
-pub use probe::{Batching, ProbeOptions, Profile, probe};
+pub use probe::{Batching, Cost, ProbeOptions, Profile, probe};

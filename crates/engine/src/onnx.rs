@@ -204,7 +204,7 @@ fn unique(kind: &str, tensors: &[TensorSpec]) -> Result<(), String> {
 }
 
 /// The data type of ONNX's number, if the protocol has it.
-const fn datatype(element: i32) -> Option<DataType> {
+pub(crate) const fn datatype(element: i32) -> Option<DataType> {
     Some(match element {
         1 => DataType::Fp32,
         2 => DataType::Uint8,

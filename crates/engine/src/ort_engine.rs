@@ -1,14 +1,17 @@
 //! The ONNX engine of choice where its library is found: ONNX Runtime.
 //!
-//! A session is one set of weights. All lanes of one core share one session, because a session with one
-//! thread computes on its caller's; a lane of several cores has a session whose threads live on those
-//! cores. A session lives as long as a runner uses it, and the last one asked for a little longer, so
-//! that trying out widths does not load a model twice.
+//! All lanes of one core share one session, because a session with one thread computes on its caller's; a
+//! lane of several cores has a session whose threads live on those cores. A session lives as long as a
+//! runner uses it, and the last one asked for a little longer, so that trying out widths does not load a
+//! model twice. The first session reads the file; from the first wide one on, sessions share one set of
+//! weights (see [`optimized`]), so the widths of a model are best asked for widest first.
+
+mod optimized;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use quadrant_sys::onnx_runtime::{Runtime, RuntimeError, Session, SessionOptions};
 use quadrant_types::{CoreSet, Dim, ModelSpec};
@@ -19,6 +22,7 @@ use crate::{
     Done, EngineError, EngineKind, Footprint, LaneSpec, Model, ModelSource, OnnxHeader, Runner,
     SchedulingClass, StepWork,
 };
+use optimized::Optimized;
 
 /// ONNX Runtime's library, opened. Clones are the same one.
 #[derive(Clone, Debug)]
@@ -45,7 +49,7 @@ impl OnnxRuntime {
 /// A model that ONNX Runtime runs.
 pub(crate) struct OrtModel {
     spec: ModelSpec,
-    footprint: Footprint,
+    weights_bytes: u64,
     runtime: Runtime,
     path: PathBuf,
     /// Whether every dimension of every input is fixed.
@@ -64,12 +68,25 @@ enum SharedBy {
 struct Sessions {
     latest: Option<Arc<Session>>,
     all: BTreeMap<SharedBy, Weak<Session>>,
+    weights: Weights,
+    further_width_bytes: u64,
+}
+
+/// Where new sessions take their weights from.
+#[derive(Default)]
+enum Weights {
+    /// From the file; there was no wide session yet.
+    #[default]
+    Unshared,
+    Shared(Arc<Optimized>),
+    /// From the file for good: the library could not write this model, or not read what it wrote.
+    Unshareable,
 }
 
 impl OrtModel {
     pub(crate) fn load(source: &ModelSource, runtime: &OnnxRuntime) -> Result<Self, EngineError> {
         let header = OnnxHeader::read(&source.path)?;
-        let footprint = Footprint { weights_bytes: header.weights_bytes };
+        let weights_bytes = header.weights_bytes;
         let outputs_shaped = header.outputs_shaped.clone();
         let spec = source.spec(EngineKind::Ort, header);
         let fixed = |dim: &Dim| matches!(dim, Dim::Fixed(_));
@@ -77,7 +94,7 @@ impl OrtModel {
         let sessions = Mutex::default();
         let mut model = Self {
             spec,
-            footprint,
+            weights_bytes,
             runtime: runtime.0.clone(),
             path: source.path.clone(),
             fixed_shapes,
@@ -106,24 +123,80 @@ impl OrtModel {
             _ => SharedBy::Cores(cores, class == SchedulingClass::Urgent),
         };
         // Held while a session is created: two lanes that want the same one must not load it twice.
-        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sessions = self.sessions();
+        if shared_by != SharedBy::OneCore {
+            self.share(&mut sessions);
+        }
         let known = sessions.all.get(&shared_by).and_then(Weak::upgrade);
-        let session = known.map_or_else(|| self.open(cores, class), Ok)?;
+        let session = known.map_or_else(|| self.open(&mut sessions, cores, class), Ok)?;
         sessions.all.retain(|_, session| session.strong_count() > 0);
         sessions.all.insert(shared_by, Arc::downgrade(&session));
         sessions.latest = Some(Arc::clone(&session));
         Ok(session)
     }
 
-    fn open(&self, cores: CoreSet, class: SchedulingClass) -> Result<Arc<Session>, EngineError> {
+    fn sessions(&self) -> MutexGuard<'_, Sessions> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Prepares the weights to be shared, if that was not tried yet.
+    fn share(&self, sessions: &mut Sessions) {
+        if matches!(sessions.weights, Weights::Unshared) {
+            sessions.weights = match Optimized::new(&self.runtime, &self.path) {
+                Ok(optimized) => Weights::Shared(Arc::new(optimized)),
+                // Every session then has weights of its own, which the footprint tells.
+                Err(_) => Weights::Unshareable,
+            };
+            // Who uses the session that has the file's weights keeps it; others share from now on.
+            sessions.all.clear();
+            sessions.latest = None;
+        }
+    }
+
+    fn open(
+        &self,
+        sessions: &mut Sessions,
+        cores: CoreSet,
+        class: SchedulingClass,
+    ) -> Result<Arc<Session>, EngineError> {
+        // What an earlier session left would hide what this one takes.
+        quadrant_sys::return_freed_memory();
+        let before = quadrant_sys::resident_bytes().unwrap_or_default();
+        let is_further = !sessions.all.is_empty();
+        let session = match &sessions.weights {
+            Weights::Shared(optimized) => {
+                let optimized = Arc::clone(optimized);
+                self.open_with(Some(&optimized), cores, class).or_else(|_| {
+                    sessions.weights = Weights::Unshareable;
+                    self.open_with(None, cores, class)
+                })
+            }
+            Weights::Unshared | Weights::Unshareable => self.open_with(None, cores, class),
+        };
+        quadrant_sys::return_freed_memory();
+        if is_further {
+            let after = quadrant_sys::resident_bytes().unwrap_or_default();
+            sessions.further_width_bytes = sessions.further_width_bytes.max(after.saturating_sub(before));
+        }
+        session
+    }
+
+    fn open_with(
+        &self,
+        optimized: Option<&Optimized>,
+        cores: CoreSet,
+        class: SchedulingClass,
+    ) -> Result<Arc<Session>, EngineError> {
         let name = format!("ort-{cores}");
         let spawn = move |work| spawn::spawn(ThreadSpec { name: name.clone(), cores, class }, work);
         let options = SessionOptions {
             threads: cores.len().max(1),
             memory_pattern: self.fixed_shapes,
             spawn: Arc::new(spawn),
+            weights: optimized.map(|optimized| Arc::clone(&optimized.weights)),
         };
-        Session::open(&self.runtime, &self.path, &options).map_err(|error| match error.out_of_memory {
+        let path = optimized.map_or(&self.path, |optimized| &optimized.graph);
+        Session::open(&self.runtime, path, &options).map_err(|error| match error.out_of_memory {
             true => EngineError::OutOfMemory(error.message),
             false => self.load_error(&error.message),
         })
@@ -140,7 +213,8 @@ impl Model for OrtModel {
     }
 
     fn footprint(&self) -> Footprint {
-        self.footprint
+        let further_width_bytes = self.sessions().further_width_bytes;
+        Footprint { weights_bytes: self.weights_bytes, further_width_bytes }
     }
 
     fn runner(&self, lane: &LaneSpec) -> Result<Box<dyn Runner>, EngineError> {

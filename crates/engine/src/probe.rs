@@ -2,11 +2,12 @@
 //!
 //! Habits mislead here. A first dimension called `batch` may be time; eight rows at once may take more
 //! than eight times one; two lanes of one core often beat one lane of two. So the model is run: rows
-//! together against rows alone, lanes side by side against all cores on one step. What cannot be tried
-//! out is served in the safest way, with the reason recorded.
+//! together against rows alone, one lane alone and lanes side by side against all cores on one step. What
+//! cannot be tried out is served in the safest way, with the reason recorded.
 
 mod inputs;
 mod measure;
+mod widths;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,11 +17,9 @@ use quadrant_types::{Clock, CoreSet, DataType, Dim, ModelSpec, RequestId, Shape,
 use crate::batch::{gather, scatter};
 use crate::{EngineError, LaneSpec, Model, Part};
 use inputs::Row;
-use measure::{Measured, Worker};
+use measure::Worker;
+use widths::Tried;
 
-/// Options within this share of the best rate are equal; the one with the shorter step wins. A wider share
-/// would give away throughput at saturation, where only rows that wait anyway are batched.
-const EQUAL_RATE: f64 = 0.98;
 /// How far a row in a batch may be from the row alone, relative to the largest value of the output.
 const TOLERANCE: f64 = 1e-3;
 
@@ -58,25 +57,40 @@ impl Default for ProbeOptions {
 /// How a model is best served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Profile {
-    /// Cores of one step: 1, or those of all lanes.
+    /// Of the kept widths the one that serves the most when all cores have work.
     pub width: usize,
+    /// Cores of one step that are worth having runners for, ascending: 1, those of all lanes, or both.
+    pub widths: Vec<usize>,
     /// Whether rows of different requests may share a step.
     pub batches: bool,
-    /// The most rows of one step that are worth waiting for; 1 if it does not batch.
+    /// The most rows that are worth joining at the narrowest width; 1 if it does not batch.
     pub rows_max: usize,
-    /// Time of one step by its rows, ascending, at this width with all lanes busy; empty if it could
-    /// not be tried out.
-    pub costs: Vec<(usize, Duration)>,
+    /// What was measured, in order, also of a width that was not kept; empty if it could not be tried out.
+    pub costs: Vec<Cost>,
     /// The shape of each input, one row, that it was tried out with.
     pub shapes: Vec<Shape>,
     /// Why, for the log.
     pub reason: String,
 }
 
+/// What one step costs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cost {
+    /// Cores that compute it.
+    pub width: usize,
+    /// Its rows.
+    pub rows: usize,
+    /// Whether the other cores run the same model meanwhile.
+    pub beside: bool,
+    /// Its time: the median.
+    pub step: Duration,
+}
+
 impl Profile {
     fn unknown(error: &EngineError) -> Self {
         let reason = format!("it could not be tried out, so it runs alone on one core: {error}");
-        Self { width: 1, batches: false, rows_max: 1, costs: Vec::new(), shapes: Vec::new(), reason }
+        let (costs, shapes) = (Vec::new(), Vec::new());
+        Self { width: 1, widths: vec![1], batches: false, rows_max: 1, costs, shapes, reason }
     }
 }
 
@@ -99,43 +113,18 @@ pub fn probe(
     };
     let joined = probe.rows_are_independent(&row);
     let tried = probe.try_widths(&row, joined.is_ok());
-    let Some(best) = choose(&tried) else {
+    let Some(decided) = widths::decide(&tried, options.width) else {
         return Profile::unknown(&EngineError::Panicked("it ran once, but not again".into()));
     };
-    probe.keep(best.width, &row);
-    let of_width = || tried.iter().filter(|option| option.width == best.width);
-    let mut costs: Vec<_> = of_width().map(|option| (option.rows, option.measured.step)).collect();
-    costs.sort_unstable();
+    probe.keep(&decided.widths, &row);
+    drop(probe);
+    quadrant_sys::return_freed_memory();
     let reason = match &joined {
-        Ok(()) => format!("{}; its rows are independent", describe(&tried, best)),
-        Err(reason) => format!("{}; not batched, {reason}", describe(&tried, best)),
+        Ok(()) => format!("{}; its rows are independent", decided.reason),
+        Err(reason) => format!("{}; not batched, {reason}", decided.reason),
     };
     let shapes = row.tensors(0).iter().map(|tensor| tensor.shape.clone()).collect();
-    Profile { width: best.width, batches: joined.is_ok(), rows_max: best.rows, costs, shapes, reason }
-}
-
-/// One way to run the model, and how it went.
-#[derive(Clone, Copy, Debug)]
-struct Tried {
-    width: usize,
-    rows: usize,
-    measured: Measured,
-}
-
-/// The fastest; among those that are nearly as fast, the one with the shortest step.
-fn choose(tried: &[Tried]) -> Option<&Tried> {
-    let best = tried.iter().map(|option| option.measured.rows_per_second).fold(0.0, f64::max);
-    let nearly = tried.iter().filter(|option| option.measured.rows_per_second >= EQUAL_RATE * best);
-    nearly.min_by_key(|option| option.measured.step)
-}
-
-fn describe(tried: &[Tried], best: &Tried) -> String {
-    let one = |option: &Tried| {
-        let Tried { width, rows, measured } = option;
-        format!("{rows} on {width}: {:.1}/s in {:.2?}", measured.rows_per_second, measured.step)
-    };
-    let all: Vec<_> = tried.iter().map(one).collect();
-    format!("rows {} of cores {} chosen; measured rows on cores {}", best.rows, best.width, all.join(", "))
+    Profile { batches: joined.is_ok(), shapes, reason, ..decided }
 }
 
 struct Probe<'a> {
@@ -213,26 +202,28 @@ impl<'a> Probe<'a> {
         Ok(())
     }
 
-    /// Measures one-core lanes side by side and all cores on one step, with one row and, if it batches,
-    /// with more for as long as that pays and the budget lasts.
-    fn try_widths(&mut self, row: &Row, batches: bool) -> Vec<Tried> {
+    /// Measures one-core lanes, alone and side by side, and all cores on one step, with one row and, if it
+    /// batches, with more for as long as that pays and the budget lasts.
+    fn try_widths(&self, row: &Row, batches: bool) -> Vec<Tried> {
         let until = self.clock.now() + self.options.budget;
         let rows_max = if batches { self.options.rows_max.max(1) } else { 1 };
         let mut tried = Vec::new();
-        let cores = self.wide.map_or(1, |wide| wide.cores.len());
-        let wanted = |width| self.options.width.is_none_or(|only| only.clamp(1, cores) == width);
-        if wanted(1) {
-            let half = if wanted(cores) && cores > 1 { self.options.budget / 2 } else { Duration::ZERO };
-            self.try_rows(&self.narrow, row, (1, rows_max), until - half, &mut tried);
+        let is_wanted = |wide: bool| self.options.width.is_none_or(|width| (width > 1) == wide);
+        let wide = self.wide.filter(|_| is_wanted(true));
+        if is_wanted(false) || wide.is_none() {
+            // Two ways of three are narrow.
+            let rest = if wide.is_some() { self.options.budget / 3 } else { Duration::ZERO };
+            self.try_rows(&self.narrow, row, (1, rows_max), until - rest, &mut tried);
         }
-        if let Some(wide) = self.wide.filter(|wide| wanted(wide.cores.len()))
+        if let Some(wide) = wide
             && let Ok(worker) = Worker::start(self.model, &wide, self.clock)
         {
-            self.try_rows(&[worker], row, (cores, rows_max), until, &mut tried);
+            self.try_rows(&[worker], row, (wide.cores.len(), rows_max), until, &mut tried);
         }
         tried
     }
 
+    /// Steps on all workers at once and, where there are several, on the first alone.
     fn try_rows(
         &self,
         workers: &[Worker],
@@ -241,40 +232,45 @@ impl<'a> Probe<'a> {
         until: Time,
         tried: &mut Vec<Tried>,
     ) {
-        let mut best = 0.0;
-        let mut fruitless = 0;
-        let mut rows = 1;
+        let window = self.options.budget / 16;
+        let ways: &[&[Worker]] = if workers.len() > 1 { &[workers, &workers[..1]] } else { &[workers] };
+        let (mut best, mut fruitless, mut rows) = (0.0, 0, 1);
         while rows <= rows_max && fruitless < 2 {
             let part = |seed| Part { request: RequestId(seed), rows: 1, inputs: row.tensors(seed).into() };
             let parts: Vec<_> = (0..rows as u64).map(part).collect();
             let Ok(inputs) = gather(&parts) else { return };
-            let window = self.options.budget / 12;
-            let Ok(measured) = measure::side_by_side(workers, &inputs, &self.outputs, (rows, window)) else {
-                return;
-            };
-            tried.push(Tried { width, rows, measured });
-            if measured.rows_per_second * EQUAL_RATE > best {
-                fruitless = 0
-            } else {
-                fruitless += 1
+            let (mut rate, mut took) = (None, Duration::ZERO);
+            for way in ways {
+                let Ok(measured) = measure::side_by_side(way, &inputs, &self.outputs, (rows, window)) else {
+                    return;
+                };
+                let all_busy = way.len() == workers.len();
+                tried.push(Tried::new(measured, (width, rows), way.len() > 1, all_busy));
+                rate.get_or_insert(measured.rows_per_second);
+                took += measured.step;
             }
-            best = measured.rows_per_second.max(best);
+            let rate = rate.unwrap_or_default();
+            fruitless = if widths::is_better(rate, best) { 0 } else { fruitless + 1 };
+            best = rate.max(best);
             rows *= 2;
             // A larger batch takes about twice as long, three times: once to warm up, twice to measure.
-            if self.clock.now() + (measured.step * 6).max(window) > until {
+            if self.clock.now() + (took * 6).max(window * ways.len() as u32) > until {
                 return;
             }
         }
     }
 
-    /// Makes the model keep what a lane of this width needs, before the losing width's runners go, and
-    /// lets it give back the memory that only the trials needed.
-    fn keep(&mut self, width: usize, row: &Row) {
+    /// Makes the model keep what lanes of these widths need, before the losing width's runners go, and
+    /// lets it give back the memory that only the trials needed. The widest comes first, from which on an
+    /// engine can share weights.
+    fn keep(&mut self, widths: &[usize], row: &Row) {
         let narrow = self.narrow[0].lane;
         self.narrow.truncate(1);
-        let lane = self.wide.filter(|wide| wide.cores.len() == width).unwrap_or(narrow);
+        let lane = |width: &usize| self.wide.filter(|wide| wide.cores.len() == *width).unwrap_or(narrow);
         // It just worked; if it does not now, the node will meet the error and report it.
-        if let Ok(worker) = Worker::start(self.model, &lane, self.clock) {
+        let start = |lane| Worker::start(self.model, &lane, self.clock).ok();
+        let kept: Vec<_> = widths.iter().rev().map(lane).filter_map(start).collect();
+        for worker in kept {
             drop(worker.once(row.tensors(0), &self.outputs));
         }
     }
@@ -332,23 +328,6 @@ fn floats(tensor: &Tensor) -> Option<Vec<f64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn option(width: usize, rows: usize, rows_per_second: f64, step_ms: u64) -> Tried {
-        Tried { width, rows, measured: Measured { rows_per_second, step: Duration::from_millis(step_ms) } }
-    }
-
-    #[test]
-    fn the_fastest_wins_and_the_shorter_step_among_equals() {
-        let check = |tried: &[Tried], width, rows| {
-            let best = choose(tried).unwrap();
-            assert_eq!((best.width, best.rows), (width, rows));
-        };
-        check(&[option(1, 1, 89.0, 22), option(2, 1, 60.0, 16), option(2, 8, 40.0, 200)], 1, 1);
-        check(&[option(1, 1, 100.0, 20), option(2, 1, 99.0, 10)], 2, 1);
-        check(&[option(1, 1, 97.0, 20), option(1, 2, 100.0, 39)], 1, 2);
-        check(&[option(1, 1, 100.0, 20), option(1, 2, 102.0, 39), option(1, 8, 120.0, 130)], 1, 8);
-        assert!(choose(&[]).is_none());
-    }
 
     #[test]
     fn closeness_is_relative_to_the_largest_value() {

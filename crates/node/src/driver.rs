@@ -257,6 +257,7 @@ impl Driver {
                 gathered,
                 computed,
                 scattered,
+                core_time: Duration::ZERO,
                 result: Err(error),
             };
             lock(&self.inbox).push_back(Message::Report(report));

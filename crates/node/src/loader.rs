@@ -3,6 +3,7 @@
 //! Each is read, tried out on the lanes, given a runner on every lane of its width, and only then shown as
 //! ready. A model that cannot be served fails alone, with its reason in the index.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -107,7 +108,7 @@ impl Loader {
         let mut spec = model.spec().clone();
         attach_labels(&mut spec, files, &written)?;
         let profile = self.try_out(&model, &settings);
-        self.install(id, &model, profile.width)?;
+        self.install(id, &model, &profile.widths)?;
         let rows_max = if profile.batches { rows_max(&settings) } else { 1 };
         let entry = ModelEntry {
             id,
@@ -139,9 +140,12 @@ impl Loader {
         probe(model, &single, &self.engines.clock, &options)
     }
 
-    /// Gives every lane of this width what it needs to run the model.
-    fn install(&self, id: ModelId, model: &Arc<dyn Model>, width: usize) -> Result<(), String> {
-        for lane in self.lanes.iter().filter(|lane| lane.cores.len() == width) {
+    /// Gives every lane of these widths what it needs to run the model, the widest first: from then on an
+    /// engine can share weights.
+    fn install(&self, id: ModelId, model: &Arc<dyn Model>, widths: &[usize]) -> Result<(), String> {
+        let mut lanes: Vec<_> = self.lanes.iter().filter(|lane| widths.contains(&lane.cores.len())).collect();
+        lanes.sort_by_key(|lane| Reverse(lane.cores.len()));
+        for lane in lanes {
             let mut runner = model.runner(lane).map_err(reason)?;
             while let Err(refused) = self.handle.driver.install(lane.id, id, runner) {
                 match refused.reason {
@@ -171,8 +175,13 @@ fn rows_max(settings: &ModelSettings) -> u32 {
 /// What the scheduler is told: how many rows share a step is what was measured to be worth it, which may be
 /// fewer than one request may bring.
 fn terms(profile: &Profile, settings: &ModelSettings, spec: &ModelSpec) -> ModelTerms {
-    let cost = |(rows, took): &(usize, Duration)| (u32::try_from(*rows).unwrap_or(u32::MAX), *took);
-    let mut costs: Vec<_> = profile.costs.iter().map(cost).collect();
+    let costs = profile.costs.iter().filter(|cost| cost.width == profile.width);
+    let mut by_rows = BTreeMap::new();
+    for cost in costs {
+        // Beside others, where that was measured, which is the later one of two.
+        by_rows.insert(u32::try_from(cost.rows).unwrap_or(u32::MAX), cost.step);
+    }
+    let mut costs: Vec<_> = by_rows.into_iter().collect();
     if costs.is_empty() {
         costs.push((1, UNKNOWN_COST));
     }

@@ -8,5 +8,5 @@ mod memory;
 pub mod onnx_runtime;
 mod threads;
 
-pub use memory::resident_bytes;
-pub use threads::{allowed_cores, confine_thread, idle_thread, lower_thread_priority};
+pub use memory::{resident_bytes, return_freed_memory};
+pub use threads::{allowed_cores, confine_thread, idle_thread, lower_thread_priority, thread_time};

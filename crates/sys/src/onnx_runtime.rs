@@ -8,6 +8,7 @@
 //! provider, which keeps it, and the constructor offers no way to add another.
 
 mod session;
+mod shared;
 mod value;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,6 +20,7 @@ use ort::environment::Environment;
 use ort::logging::LogLevel;
 
 pub use session::{Session, SessionOptions, Spawn};
+pub use shared::SharedWeights;
 
 /// The oldest minor version whose interface we use.
 const MINOR_VERSION_MIN: u32 = ort::MINOR_VERSION;
@@ -49,8 +51,8 @@ impl RuntimeError {
     }
 }
 
-impl From<ort::Error> for RuntimeError {
-    fn from(error: ort::Error) -> Self {
+impl<R> From<ort::Error<R>> for RuntimeError {
+    fn from(error: ort::Error<R>) -> Self {
         let message = one_line(error.message());
         let out_of_memory = ["Failed to allocate memory", "bad_alloc", "bad allocation"];
         Self { out_of_memory: out_of_memory.iter().any(|sign| message.contains(sign)), message }

@@ -5,6 +5,7 @@
 //! `SCHED_IDLE`, so threads of a higher class must not be created from one of a lower.
 
 use std::io;
+use std::time::Duration;
 
 use quadrant_types::CoreSet;
 
@@ -66,6 +67,25 @@ pub fn idle_thread() -> io::Result<()> {
     let parameters = libc::sched_param { sched_priority: 0 };
     // SAFETY: the kernel only reads the parameters; 0 is the calling thread.
     check(unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) })
+}
+
+/// The processor time that the calling thread has used since it began; zero where the operating system
+/// does not say. While another thread has the core it stands still, as the time of day does not.
+#[cfg(unix)]
+pub fn thread_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: writes one `timespec`; the clock is the calling thread's own.
+    if unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) } != 0 {
+        return Duration::ZERO;
+    }
+    let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
+    Duration::from_secs(seconds) + Duration::from_nanos(u64::try_from(time.tv_nsec).unwrap_or_default())
+}
+
+/// The processor time of the calling thread is not known on this operating system.
+#[cfg(not(unix))]
+pub fn thread_time() -> Duration {
+    Duration::ZERO
 }
 
 #[cfg(target_os = "linux")]
@@ -143,6 +163,14 @@ mod tests {
             let error = on_a_thread(move || confine_thread(absent)).unwrap_err();
             assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
         }
+    }
+
+    #[test]
+    fn the_time_of_a_thread_counts_its_work_and_not_its_waits() {
+        let began = thread_time();
+        on_a_thread(|| while thread_time() < Duration::from_millis(20) {});
+        let waited = thread_time() - began;
+        assert!(waited < Duration::from_millis(10), "waiting for another thread took {waited:?}");
     }
 
     #[test]

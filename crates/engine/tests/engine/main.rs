@@ -7,6 +7,7 @@
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "all of this crate is tests")]
 #![expect(clippy::wildcard_enum_match_arm, reason = "what a test does not expect is a failure")]
 
+mod classes;
 mod emulated;
 mod header;
 mod lane;

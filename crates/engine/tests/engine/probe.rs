@@ -15,6 +15,8 @@ fn probe(model: &Arc<dyn Model>, batching: Batching) -> Profile {
     let profile = quadrant_engine::probe(model, &[lane(0, 1), lane(1, 1)], &clock(), &options);
     println!("{}: {profile:?}", model.spec().name);
     assert!(profile.batches || profile.rows_max == 1);
+    assert!(profile.widths.contains(&profile.width) && profile.widths.is_sorted());
+    assert!(profile.costs.is_sorted());
     profile
 }
 
@@ -33,7 +35,7 @@ fn independent_rows_batch_and_mixed_rows_do_not() {
     let own = [&[node("Softmax", &["x"], &["y"], &[attribute("axis", 1)])], &io(&dims)[..]].concat();
     let profile = probe_file(&model(&own), Batching::Declared);
     assert!(profile.batches, "{}", profile.reason);
-    assert!(!profile.costs.is_empty() && profile.costs.is_sorted());
+    assert!(!profile.costs.is_empty());
     // The first dimension may be called what it will: this one mixes along it.
     let mixed = [&[node("Softmax", &["x"], &["y"], &[attribute("axis", 0)])], &io(&dims)[..]].concat();
     for batching in [Batching::Declared, Batching::Allowed] {
@@ -105,6 +107,35 @@ outputs = [{ name = 'y', from = 'x' }]";
     let file = TempFile::new("model.emulated.toml", text);
     let profile = probe(&load(file.path(), EngineKind::Emulated).unwrap(), Batching::Declared);
     assert_eq!((profile.width, profile.rows_max), (1, 8), "{}", profile.reason);
+    // All cores gain nothing, for a device that has no cores.
+    assert_eq!(profile.widths, [1], "{}", profile.reason);
+}
+
+#[test]
+fn every_width_is_measured_alone_and_narrow_ones_beside_others() {
+    if quadrant_sys::allowed_cores().unwrap().len() < 2 {
+        println!("skipped: one core");
+        return;
+    }
+    let text = "latency = { kind = 'fixed', step_us = 500 }
+inputs = [{ name = 'x', datatype = 'FP32', dims = ['b', 4] }]
+outputs = [{ name = 'y', from = 'x' }]";
+    let file = TempFile::new("model.emulated.toml", text);
+    let model = load(file.path(), EngineKind::Emulated).unwrap();
+    let check = |width, widths: &[usize], ways: &[(usize, bool)]| {
+        let options = ProbeOptions {
+            width,
+            rows_max: 1,
+            budget: Duration::from_millis(100),
+            ..ProbeOptions::default()
+        };
+        let profile = quadrant_engine::probe(&model, &[lane(0, 1), lane(1, 1)], &clock(), &options);
+        let measured: Vec<_> = profile.costs.iter().map(|cost| (cost.width, cost.beside)).collect();
+        assert_eq!((&*profile.widths, &*measured), (widths, ways), "{}", profile.reason);
+    };
+    check(None, &[1], &[(1, false), (1, true), (2, false)]);
+    check(Some(1), &[1], &[(1, false), (1, true)]);
+    check(Some(2), &[2], &[(2, false)]);
 }
 
 fn probe_asset(path: &Path) -> Profile {

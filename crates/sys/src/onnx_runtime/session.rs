@@ -12,14 +12,14 @@ use ort::AsPointer;
 use ort::environment::ThreadManager;
 use ort::memory::MemoryInfo;
 use ort::session::RunOptions;
-use ort::session::builder::GraphOptimizationLevel;
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::sys::OrtRunOptions;
 use ort::value::{Outlet, ValueType};
 use quadrant_types::{Dim, Tensor};
 use smallvec::SmallVec;
 
 use super::value::{InputValue, Value, output_tensor};
-use super::{Runtime, RuntimeError};
+use super::{Runtime, RuntimeError, SharedWeights};
 
 /// Most models have at most this many inputs and outputs; the lists of pointers stay on the stack.
 const USUAL: usize = 4;
@@ -37,6 +37,9 @@ pub struct SessionOptions {
     pub memory_pattern: bool,
     /// Starts the threads beyond the calling one.
     pub spawn: Spawn,
+    /// Weights to take in the place of the file's. The file is then a graph that
+    /// [`SharedWeights::write`] wrote, and is not optimised again.
+    pub weights: Option<Arc<SharedWeights>>,
 }
 
 impl fmt::Debug for SessionOptions {
@@ -53,6 +56,8 @@ pub struct Session {
     shrinking: RunOptions,
     inputs: Vec<CString>,
     outputs: Vec<CString>,
+    /// The session computes with this memory, so it goes after it: fields are dropped in their order.
+    _weights: Option<Arc<SharedWeights>>,
 }
 
 impl fmt::Debug for Session {
@@ -68,25 +73,29 @@ impl Session {
     /// What ONNX Runtime says of the file.
     pub fn open(runtime: &Runtime, path: &Path, options: &SessionOptions) -> Result<Arc<Self>, RuntimeError> {
         let threads = Threads { spawn: Arc::clone(&options.spawn) };
-        let session = Self::configure(runtime, options.threads, options.memory_pattern, threads)?
-            .commit_from_file(path)
-            .map_err(RuntimeError::from)?;
+        let mut builder = Self::configure(runtime, options.threads, options.memory_pattern)?
+            .with_thread_manager(threads)?;
+        if let Some(weights) = &options.weights {
+            builder = builder.with_optimization_level(GraphOptimizationLevel::Disable)?;
+            builder = weights.inject(builder)?;
+        }
+        let session = builder.commit_from_file(path)?;
         let memory = MemoryInfo::default();
         let inputs = names(session.inputs())?;
         let outputs = names(session.outputs())?;
         let mut shrinking = RunOptions::new()?;
         shrinking.set("memory.enable_memory_arena_shrinkage", "cpu:0")?;
-        Ok(Arc::new(Self { session, memory, shrinking, inputs, outputs }))
+        let weights = options.weights.clone();
+        Ok(Arc::new(Self { session, memory, shrinking, inputs, outputs, _weights: weights }))
     }
 
     /// The same options as Python's defaults wherever they influence a number; no spinning, since the
     /// cores belong to whoever has work.
-    fn configure(
+    pub(super) fn configure(
         runtime: &Runtime,
         threads: usize,
         memory_pattern: bool,
-        manager: Threads,
-    ) -> Result<ort::session::builder::SessionBuilder, RuntimeError> {
+    ) -> Result<SessionBuilder, RuntimeError> {
         let configured = ort::session::Session::builder(&runtime.environment)
             .and_then(|builder| Ok(builder.with_intra_threads(threads)?))
             .and_then(|builder| Ok(builder.with_inter_threads(1)?))
@@ -94,8 +103,7 @@ impl Session {
             .and_then(|builder| Ok(builder.with_optimization_level(GraphOptimizationLevel::All)?))
             .and_then(|builder| Ok(builder.with_intra_op_spinning(false)?))
             .and_then(|builder| Ok(builder.with_inter_op_spinning(false)?))
-            .and_then(|builder| Ok(builder.with_memory_pattern(memory_pattern)?))
-            .and_then(|builder| Ok(builder.with_thread_manager(manager)?));
+            .and_then(|builder| Ok(builder.with_memory_pattern(memory_pattern)?));
         Ok(configured?)
     }
 

@@ -266,7 +266,7 @@ fn aligned_copy(data: &[u8]) -> Bytes {
     buffer.freeze(None)
 }
 
-fn check(status: OrtStatusPtr) -> Result<(), RuntimeError> {
+pub(super) fn check(status: OrtStatusPtr) -> Result<(), RuntimeError> {
     // SAFETY: every caller hands over, once, a status that the library just returned.
     Ok(unsafe { ort::Error::result_from_status(status) }?)
 }
