@@ -1,16 +1,18 @@
 //! From what was written to what is meant: every value is checked here, before a thread starts or a port
 //! is bound.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use quadrant_engine::EngineKind;
 use quadrant_node::{Batching, Config, ModelSettings};
-use quadrant_policy::Limits;
-use quadrant_types::CoreSet;
+use quadrant_policy::{Discipline, Limits, Unmet};
+use quadrant_server::{NamedObjective, NamedObjectives};
+use quadrant_types::{CoreSet, Priority};
 
-use crate::settings::{BatchingField, ModelFields, Settings, find_onnxruntime};
+use crate::settings::{BatchingField, ModelFields, ObjectiveFields, Settings, find_onnxruntime};
 
 /// A day: anything longer in a configuration is a mistake.
 const SECONDS_MAX: f64 = 86_400.0;
@@ -21,7 +23,7 @@ const SECONDS_MAX: f64 = 86_400.0;
 /// The first value that cannot be meant, with its name.
 pub(crate) fn node_config(settings: &Settings, models_dir: &Path, libraries: &[PathBuf]) -> Result<Config> {
     let limits = &settings.limits;
-    let mut models = std::collections::BTreeMap::new();
+    let mut models = BTreeMap::new();
     for (name, fields) in &settings.models {
         let checked = model_settings(fields).with_context(|| format!("in `models.{name}`"))?;
         models.insert(name.clone(), checked);
@@ -30,17 +32,36 @@ pub(crate) fn node_config(settings: &Settings, models_dir: &Path, libraries: &[P
         models_dir: models_dir.to_owned(),
         cores: device_cores(&settings.device.cores)?,
         onnxruntime: find_onnxruntime(&settings.device.onnxruntime, libraries)?,
+        discipline: discipline(&settings.scheduler.policy)?,
+        weights: weights(&settings.scheduler.tenant_weights)?,
         limits: Limits {
             queued_requests_max: at_least_one("limits.queued_requests", limits.queued_requests)?,
             bytes_in_max: at_least_one("limits.in_flight_bytes", limits.in_flight_bytes)? as u64,
             wait_max: seconds("limits.request_s", limits.request_s)?,
             stall_factor: limits.stall_factor,
             stall_floor: seconds("limits.stall_s", limits.stall_s)?,
+            best_effort_floor_permille: permille(settings.scheduler.best_effort_floor)?,
         },
         probe_budget: seconds("device.probe_s", settings.device.probe_s)?,
         defaults: model_settings(&settings.model_defaults).context("in `model_defaults`")?,
         models,
     })
+}
+
+/// The objectives that requests refer to by name.
+///
+/// # Errors
+/// The first value that cannot be meant, with its name.
+pub(crate) fn named_objectives(settings: &Settings) -> Result<NamedObjectives> {
+    let checked = |(name, fields): (&String, &ObjectiveFields)| {
+        let latency = fields.latency_ms.map(|value| milliseconds(&format!("objectives.{name}.latency_ms"), value));
+        let priority = fields.priority.map(|value| {
+            at_least_one(&format!("objectives.{name}.priority"), value as usize).map(|_| Priority(value))
+        });
+        let objective = NamedObjective { latency: latency.transpose()?, priority: priority.transpose()? };
+        Ok((name.clone(), objective))
+    };
+    settings.objectives.iter().map(checked).collect()
 }
 
 /// A duration written as seconds.
@@ -68,6 +89,31 @@ pub(crate) fn device_cores(wanted: &[usize]) -> Result<CoreSet> {
     Ok(cores)
 }
 
+fn discipline(name: &str) -> Result<Discipline> {
+    let known = Discipline::ALL.into_iter().find(|discipline| discipline.name() == name);
+    known.with_context(|| format!("`scheduler.policy` must be `quadrant`, `fifo` or `clockwork`, not `{name}`"))
+}
+
+fn permille(share: f64) -> Result<u32> {
+    let fits = (0.0..=0.9).contains(&share);
+    ensure!(fits, "`scheduler.best_effort_floor` must be from 0 to 0.9, not `{share}`");
+    Ok((share * 1_000.0).round() as u32)
+}
+
+fn weights(weights: &BTreeMap<String, u32>) -> Result<BTreeMap<String, u32>> {
+    for (tenant, weight) in weights {
+        let fits = (1..=1_000_000).contains(weight);
+        ensure!(fits, "`scheduler.tenant_weights.{tenant}` must be from 1 to 1000000, not `{weight}`");
+    }
+    Ok(weights.clone())
+}
+
+fn milliseconds(name: &str, value: f64) -> Result<Duration> {
+    let fits = value.is_finite() && value > 0.0 && value <= SECONDS_MAX * 1e3;
+    ensure!(fits, "`{name}` must be more than 0 milliseconds and at most a day, not `{value}`");
+    Ok(Duration::from_secs_f64(value / 1e3))
+}
+
 fn model_settings(fields: &ModelFields) -> Result<ModelSettings> {
     let engine = match &fields.engine {
         None => None,
@@ -92,7 +138,25 @@ fn model_settings(fields: &ModelFields) -> Result<ModelSettings> {
     });
     let width = fields.width.map(|width| at_least_one("width", width)).transpose()?;
     let queue_max = fields.queue.map(|queue| at_least_one("queue", queue)).transpose()?;
-    Ok(ModelSettings { engine, batching, width, queue_max, delay_max: delay_max.transpose()? })
+    let latency_objective =
+        fields.latency_objective_ms.map(|value| milliseconds("latency_objective_ms", value)).transpose()?;
+    let unmet = match fields.unmet.as_deref() {
+        None => None,
+        Some("refuse") => Some(Unmet::Refuse),
+        Some("demote") => Some(Unmet::Demote),
+        Some(other) => bail!("`unmet` must be `refuse` or `demote`, not `{other}`"),
+    };
+    let priority = fields.priority.map(|priority| at_least_one("priority", priority as usize).map(|_| priority));
+    Ok(ModelSettings {
+        engine,
+        batching,
+        width,
+        queue_max,
+        delay_max: delay_max.transpose()?,
+        latency_objective,
+        priority: priority.transpose()?.map(Priority),
+        unmet,
+    })
 }
 
 #[cfg(test)]
@@ -120,6 +184,11 @@ mod tests {
             ("[models.m]\nengine = \"torch\"", "in `models.m`"),
             ("[models.m]\nbatching = \"yes\"", "in `models.m`"),
             ("[device]\ncores = [63]", "cores `[63]`"),
+            ("[scheduler]\npolicy = \"edf\"", "`scheduler.policy` must be"),
+            ("[scheduler]\nbest_effort_floor = 1.0", "`scheduler.best_effort_floor`"),
+            ("[scheduler.tenant_weights]\na = 0", "`scheduler.tenant_weights.a`"),
+            ("[models.m]\nlatency_objective_ms = 0.0", "`latency_objective_ms`"),
+            ("[models.m]\nunmet = \"ignore\"", "`unmet` must be"),
             ("[device]\nonnxruntime = \"/does/not/exist.so\"", "no ONNX Runtime library"),
         ] {
             let error = format!("{:#}", check(toml).unwrap_err());

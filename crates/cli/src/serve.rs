@@ -15,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::cache;
-use crate::checked::{at_least_one, device_cores, node_config, seconds};
+use crate::checked::{named_objectives, at_least_one, device_cores, node_config, seconds};
 use crate::settings::Settings;
 
 /// Where to serve; stronger than the configuration file.
@@ -129,6 +129,7 @@ pub(crate) fn serve<F: Future<Output = Result<After>>>(
 ) -> Result<()> {
     let config = node_config(settings, models_dir, &cache::onnxruntime_places())?;
     let limits = wire_limits(settings)?;
+    let objectives = named_objectives(settings)?;
     let runtime = runtime(settings)?;
     let result = runtime.block_on(async {
         let http = bind("http", settings.http_address).await?;
@@ -136,7 +137,7 @@ pub(crate) fn serve<F: Future<Output = Result<After>>>(
         let metrics = bind("metrics", settings.metrics_address).await?;
         let bound = Bound { http: http.local_addr()?, metrics: metrics.local_addr()? };
         let node = Node::start(config)?;
-        let shared = Arc::new(Shared::new(node.handle().clone(), limits)?);
+        let shared = Arc::new(Shared::new(node.handle().clone(), limits)?.with_objectives(objectives));
         announce(&http, &grpc, &metrics)?;
         let (stop, stopped) = watch::channel(Stage::Serving);
         let until = |stage: Stage| {

@@ -23,8 +23,12 @@ pub(crate) struct Settings {
     pub(crate) server: ServerSettings,
     /// What computes.
     pub(crate) device: DeviceSettings,
+    /// Who is served when.
+    pub(crate) scheduler: SchedulerSettings,
     /// Bounds on everything.
     pub(crate) limits: LimitSettings,
+    /// Objectives that requests refer to by name, with the header `x-gateway-inference-objective`.
+    pub(crate) objectives: BTreeMap<String, ObjectiveFields>,
     /// What holds for a model that does not say otherwise.
     pub(crate) model_defaults: ModelFields,
     /// What single models say, by name. Stronger than their `config.pbtxt`.
@@ -55,6 +59,18 @@ pub(crate) struct DeviceSettings {
     pub(crate) probe_s: f64,
 }
 
+/// Who is served when.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct SchedulerSettings {
+    /// `quadrant`; or `fifo` and `clockwork`, to compare with.
+    pub(crate) policy: String,
+    /// The share of all core time that requests without a deadline get while they wait.
+    pub(crate) best_effort_floor: f64,
+    /// The shares of best-effort time of tenants, by name; others have 1.
+    pub(crate) tenant_weights: BTreeMap<String, u32>,
+}
+
 /// Bounds on everything.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -83,6 +99,18 @@ pub(crate) struct LimitSettings {
     pub(crate) stall_s: f64,
 }
 
+/// An objective that requests refer to by name.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct ObjectiveFields {
+    /// By when an answer is wanted, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) latency_ms: Option<f64>,
+    /// How important it is; 1 is the highest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) priority: Option<u32>,
+}
+
 /// What can be said of a model.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -102,6 +130,15 @@ pub(crate) struct ModelFields {
     /// How long the first request of a batch may wait for others, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) delay_ms: Option<f64>,
+    /// By when an answer is wanted unless the request says so, in milliseconds; best effort if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) latency_objective_ms: Option<f64>,
+    /// How important its requests are unless they say so; 1 is the highest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) priority: Option<u32>,
+    /// What becomes of a request that cannot be answered in time: `refuse` or `demote` to best effort.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) unmet: Option<String>,
 }
 
 /// `auto`, `off` or a number.
@@ -121,7 +158,9 @@ impl Default for Settings {
             metrics_address: local(8002),
             server: ServerSettings::default(),
             device: DeviceSettings::default(),
+            scheduler: SchedulerSettings::default(),
             limits: LimitSettings::default(),
+            objectives: BTreeMap::new(),
             model_defaults: ModelFields::default(),
             models: BTreeMap::new(),
         }
@@ -137,6 +176,12 @@ impl Default for ServerSettings {
 impl Default for DeviceSettings {
     fn default() -> Self {
         Self { cores: Vec::new(), onnxruntime: "auto".to_owned(), probe_s: 1.5 }
+    }
+}
+
+impl Default for SchedulerSettings {
+    fn default() -> Self {
+        Self { policy: "quadrant".to_owned(), best_effort_floor: 0.05, tenant_weights: BTreeMap::new() }
     }
 }
 

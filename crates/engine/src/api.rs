@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use quadrant_types::SchedulingClass;
 use quadrant_types::{CoreSet, LaneId, ModelId, ModelSpec, RequestId, StepId, Tensor, Time};
 
 /// A loaded model. Its weights are shared by all its runners where the engine can.
@@ -55,16 +56,6 @@ pub struct LaneSpec {
     pub cores: CoreSet,
     /// How the operating system treats its threads.
     pub class: SchedulingClass,
-}
-
-/// How the operating system treats the threads of a lane. Never above the shell's own, so nothing needs
-/// root.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SchedulingClass {
-    /// Somebody waits for it: nice +5, under the shell's sockets and timers.
-    Urgent,
-    /// Only when nothing else wants the core: `SCHED_IDLE`.
-    Idle,
 }
 
 /// One batch, ready to compute.

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use quadrant_engine::EngineKind;
-use quadrant_policy::Limits;
-use quadrant_types::CoreSet;
+use quadrant_policy::{Discipline, Limits, Unmet};
+use quadrant_types::{CoreSet, Priority};
 
 /// The configuration of one node.
 #[derive(Clone, Debug)]
@@ -18,6 +18,10 @@ pub struct Config {
     pub cores: CoreSet,
     /// ONNX Runtime's shared library, if there is one.
     pub onnxruntime: Option<PathBuf>,
+    /// How requests are put in order and given lanes.
+    pub discipline: Discipline,
+    /// The shares of best-effort time of tenants that have one; others have 1.
+    pub weights: BTreeMap<String, u32>,
     /// The scheduler's bounds.
     pub limits: Limits,
     /// How long the measuring of one model at load may take.
@@ -41,6 +45,12 @@ pub struct ModelSettings {
     pub queue_max: Option<usize>,
     /// How long the first request of a batch may wait for others.
     pub delay_max: Option<Duration>,
+    /// By when an answer is wanted, unless the request says so itself.
+    pub latency_objective: Option<Duration>,
+    /// How important its requests are, unless they say so themselves.
+    pub priority: Option<Priority>,
+    /// What becomes of a request that cannot be answered in time.
+    pub unmet: Option<Unmet>,
 }
 
 /// Whether requests of a model share steps.
@@ -67,6 +77,9 @@ impl ModelSettings {
             width: self.width.or(outer.width),
             queue_max: self.queue_max.or(outer.queue_max),
             delay_max: self.delay_max.or(outer.delay_max),
+            latency_objective: self.latency_objective.or(outer.latency_objective),
+            priority: self.priority.or(outer.priority),
+            unmet: self.unmet.or(outer.unmet),
         }
     }
 

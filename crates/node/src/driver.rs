@@ -104,14 +104,15 @@ impl Driver {
 
     pub(crate) fn submit(self: &Arc<Self>, submission: Submission) -> Result<Response, Error> {
         let id = RequestId(self.next_request.fetch_add(1, Ordering::Relaxed));
-        let Submission { model, inputs, outputs, priority, objective, arrived } = submission;
+        let Submission { model, inputs, outputs, priority, tenant, objective, arrived } = submission;
+        let objective = model.objective(arrived, objective);
         let (sender, answer) = oneshot::channel();
         let work = Work::Once {
             rows: model.rows(&inputs),
             shape: model.shapes.intern(&inputs, &outputs, model.batches),
             bytes_in: inputs.iter().map(|input| input.data.len() as u64).sum(),
         };
-        let request = Request { id, model: model.id, priority, arrived, objective, work };
+        let request = Request { id, model: model.id, tenant, priority, arrived, objective, work };
         let timing = Timing { arrived, submitted: self.clock.now(), ..Timing::default() };
         let pending =
             Box::new(Pending { request, model, inputs, outputs, answer: sender, timing, computed: None });
@@ -182,6 +183,7 @@ impl Driver {
     fn handle(&self, core: &mut Core, message: Message) {
         let event = match message {
             Message::ModelUp(model, terms) => Event::ModelUp(model, terms),
+            Message::Weight(tenant, weight) => Event::Weight(tenant, weight),
             Message::Submit(pending) => {
                 let request = pending.request;
                 self.telemetry.accepted.inc();
@@ -298,6 +300,10 @@ impl Driver {
             timing.scattered = executed.scattered;
             timing.batch_rows = step.rows;
             timing.predicted = step.predicted;
+            timing.beside = step.beside;
+            if let Some(lane) = core.lanes.get(&step.lane) {
+                (timing.width, timing.class) = (lane.spec().cores.len(), lane.spec().class);
+            }
             pending.computed = Some(part.outputs);
         }
     }

@@ -5,12 +5,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use quadrant_types::{Clock, Error, ErrorCode, Objective, Priority, RequestId, Tensor, Time, Timing};
+use quadrant_types::{Clock, Error, ErrorCode, Objective, Priority, RequestId, TenantId, Tensor, Time, Timing};
 use tokio::sync::oneshot;
 
 use crate::driver::Driver;
 use crate::registry::Registry;
 use crate::telemetry::Telemetry;
+use crate::tenants::Tenants;
 use crate::{IndexEntry, ModelEntry};
 
 /// A request with its payload, checked against the model's spec.
@@ -24,7 +25,9 @@ pub struct Submission {
     pub outputs: Arc<[usize]>,
     /// How important it is.
     pub priority: Priority,
-    /// When its answer is wanted.
+    /// On whose account.
+    pub tenant: TenantId,
+    /// When its answer is wanted. The model's own objective holds if there is none.
     pub objective: Objective,
     /// When its last byte arrived.
     pub arrived: Time,
@@ -74,6 +77,7 @@ pub struct Handle {
     pub(crate) driver: Arc<Driver>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) tenants: Arc<Tenants>,
 }
 
 impl Handle {
@@ -89,6 +93,11 @@ impl Handle {
     /// `Unavailable` while it loads.
     pub fn find(&self, name: &str, version: Option<u64>) -> Result<Arc<ModelEntry>, Error> {
         self.registry.find(name, version)
+    }
+
+    /// The tenant of this name.
+    pub fn tenant(&self, name: &str) -> TenantId {
+        self.tenants.find(name)
     }
 
     /// Hands a request to the scheduler. A refusal may come at once or through the response.

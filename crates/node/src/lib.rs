@@ -14,6 +14,7 @@ mod pbtxt;
 mod registry;
 mod repository;
 mod telemetry;
+mod tenants;
 mod ticker;
 
 pub use clock::MonotonicClock;

@@ -12,10 +12,11 @@ use quadrant_engine::{
     Batching as ProbeBatching, EngineError, Engines, LaneSpec, Model, ModelSource, ProbeOptions, Profile,
     load, probe,
 };
-use quadrant_policy::ModelTerms;
-use quadrant_types::{ModelId, ModelSpec};
+use quadrant_policy::{Cost, Discipline, ModelTerms};
+use quadrant_types::{LaneId, ModelId, ModelSpec};
 
 use crate::message::Message;
+use crate::node::single_lanes;
 use crate::registry::ShapeTable;
 use crate::repository::{Found, ModelFiles, labels_fit, read_labels};
 use crate::{Batching, Config, Handle, ModelEntry, ModelSettings, pbtxt};
@@ -108,7 +109,8 @@ impl Loader {
         let mut spec = model.spec().clone();
         attach_labels(&mut spec, files, &written)?;
         let profile = self.try_out(&model, &settings);
-        self.install(id, &model, &profile.widths)?;
+        let own_lane = self.own_lane(id);
+        self.install(id, &model, &profile.widths, own_lane)?;
         let rows_max = if profile.batches { rows_max(&settings) } else { 1 };
         let entry = ModelEntry {
             id,
@@ -116,16 +118,19 @@ impl Loader {
             rows_max,
             batches: profile.batches,
             width: profile.width,
+            latency_objective: settings.latency_objective,
+            priority: settings.priority.unwrap_or_default(),
             rationale: profile.reason.clone(),
             metrics: self.handle.telemetry.model(name, version),
             shapes: ShapeTable::default(),
             spec,
         };
-        Ok((entry, terms(&profile, &settings, model.spec())))
+        let terms = ModelTerms { lane: own_lane, ..terms(&profile, &settings, model.spec()) };
+        Ok((entry, terms))
     }
 
     fn try_out(&self, model: &Arc<dyn Model>, settings: &ModelSettings) -> Profile {
-        let single: Vec<LaneSpec> = self.lanes.iter().filter(|lane| lane.cores.len() == 1).copied().collect();
+        let single: Vec<LaneSpec> = single_lanes(self.config.cores).collect();
         let batching = match settings.batching() {
             Batching::Auto => ProbeBatching::Declared,
             Batching::Off => ProbeBatching::Never,
@@ -134,16 +139,39 @@ impl Loader {
         let options = ProbeOptions {
             batching,
             rows_max: rows_max(settings) as usize,
-            width: settings.width.map(|width| width.min(self.config.cores.len())),
+            width: self.width(settings),
             budget: self.config.probe_budget,
         };
         probe(model, &single, &self.engines.clock, &options)
     }
 
+    /// The disciplines to compare with run every step on all cores.
+    fn width(&self, settings: &ModelSettings) -> Option<usize> {
+        match self.config.discipline {
+            Discipline::Quadrant => settings.width.map(|width| width.min(self.config.cores.len())),
+            Discipline::Fifo | Discipline::Clockwork => Some(self.config.cores.len()),
+        }
+    }
+
+    /// The lane that only this model uses, if models have their own.
+    fn own_lane(&self, id: ModelId) -> Option<LaneId> {
+        let fifo = self.config.discipline == Discipline::Fifo;
+        self.lanes.get(id.0 as usize).filter(|_| fifo).map(|lane| lane.id)
+    }
+
     /// Gives every lane of these widths what it needs to run the model, the widest first: from then on an
     /// engine can share weights.
-    fn install(&self, id: ModelId, model: &Arc<dyn Model>, widths: &[usize]) -> Result<(), String> {
-        let mut lanes: Vec<_> = self.lanes.iter().filter(|lane| widths.contains(&lane.cores.len())).collect();
+    fn install(
+        &self,
+        id: ModelId,
+        model: &Arc<dyn Model>,
+        widths: &[usize],
+        own_lane: Option<LaneId>,
+    ) -> Result<(), String> {
+        let wanted = |lane: &&LaneSpec| {
+            widths.contains(&lane.cores.len()) && own_lane.is_none_or(|own_lane| own_lane == lane.id)
+        };
+        let mut lanes: Vec<_> = self.lanes.iter().filter(wanted).collect();
         lanes.sort_by_key(|lane| Reverse(lane.cores.len()));
         for lane in lanes {
             let mut runner = model.runner(lane).map_err(reason)?;
@@ -175,15 +203,15 @@ fn rows_max(settings: &ModelSettings) -> u32 {
 /// What the scheduler is told: how many rows share a step is what was measured to be worth it, which may be
 /// fewer than one request may bring.
 fn terms(profile: &Profile, settings: &ModelSettings, spec: &ModelSpec) -> ModelTerms {
-    let costs = profile.costs.iter().filter(|cost| cost.width == profile.width);
-    let mut by_rows = BTreeMap::new();
-    for cost in costs {
-        // Beside others, where that was measured, which is the later one of two.
-        by_rows.insert(u32::try_from(cost.rows).unwrap_or(u32::MAX), cost.step);
-    }
-    let mut costs: Vec<_> = by_rows.into_iter().collect();
+    let cost = |cost: &quadrant_engine::Cost| Cost {
+        rows: u32::try_from(cost.rows).unwrap_or(u32::MAX),
+        width: cost.width,
+        beside: cost.beside,
+        time: cost.step,
+    };
+    let mut costs: Vec<Cost> = profile.costs.iter().map(cost).collect();
     if costs.is_empty() {
-        costs.push((1, UNKNOWN_COST));
+        costs.push(Cost { rows: 1, width: profile.width, beside: false, time: UNKNOWN_COST });
     }
     let row_bytes =
         spec.inputs.iter().zip(&profile.shapes).map(|(input, shape)| {
@@ -191,11 +219,13 @@ fn terms(profile: &Profile, settings: &ModelSettings, spec: &ModelSpec) -> Model
         });
     ModelTerms {
         rows_max: u32::try_from(profile.rows_max).unwrap_or(1),
-        width: profile.width,
+        widths: profile.widths.clone(),
+        lane: None,
         queue_max: settings.queue_max(),
         delay_max: settings.delay_max(),
         costs,
         row_bytes: row_bytes.sum(),
+        unmet: settings.unmet.unwrap_or_default(),
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use quadrant_engine::{EngineError, LaneReport};
 use quadrant_policy::ModelTerms;
-use quadrant_types::{Error, ErrorCode, ModelId, Request, RequestId, Tensor, Timing};
+use quadrant_types::{Error, ErrorCode, ModelId, Request, RequestId, TenantId, Tensor, Timing};
 use tokio::sync::oneshot;
 
 use crate::{Answer, ModelEntry};
@@ -12,6 +12,7 @@ use crate::{Answer, ModelEntry};
 /// Everything that can happen to the node. The scheduler's events, with their payloads.
 pub(crate) enum Message {
     ModelUp(ModelId, ModelTerms),
+    Weight(TenantId, u32),
     Submit(Box<Pending>),
     Leave(RequestId),
     Report(LaneReport),

@@ -7,16 +7,21 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use quadrant_engine::{EngineError, Engines, Lane, LaneSink, LaneSpec, OnnxRuntime, SchedulingClass};
-use quadrant_policy::{LaneShape, Policy};
+use quadrant_policy::{Discipline, LaneShape, Policy};
 use quadrant_types::{Clock, CoreSet, LaneId};
 
 use crate::driver::Driver;
+use crate::message::Message;
 use crate::registry::Registry;
 use crate::telemetry::Telemetry;
+use crate::tenants::Tenants;
 use crate::{Config, Handle, MonotonicClock, loader, repository};
 
 /// Commands that wait at a lane while a step runs: the next step, and runners being installed.
 const LANE_CAPACITY: usize = 16;
+
+/// Threads of models that each have their own; beyond it, models share the first.
+const FIFO_LANES_MAX: usize = 1_024;
 
 /// Why a node could not start. All of it is said before a port answers.
 #[derive(Debug, thiserror::Error)]
@@ -73,9 +78,9 @@ impl Node {
         };
         let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
         let telemetry = Arc::new(Telemetry::new());
-        let lanes = lane_specs(config.cores);
-        let shapes = lanes.iter().map(|lane| LaneShape { id: lane.id, cores: lane.cores }).collect();
-        let policy = Policy::new(shapes, config.limits);
+        let lanes = lane_specs(config.cores, config.discipline, found.len());
+        let shape = |lane: &LaneSpec| LaneShape { id: lane.id, cores: lane.cores, class: lane.class };
+        let policy = Policy::new(lanes.iter().map(shape).collect(), config.limits, config.discipline);
         let driver = Driver::new(Arc::clone(&clock), policy, Arc::clone(&telemetry));
         let start = |spec: &LaneSpec| {
             let sink = Arc::clone(&driver) as Arc<dyn LaneSink>;
@@ -85,7 +90,11 @@ impl Node {
         let lane_error = |source| StartError::Lanes { cores, source };
         driver.adopt(lanes.iter().map(start).collect::<Result<_, _>>().map_err(lane_error)?);
         let registry = Arc::new(Registry::default());
-        let handle = Handle { clock: Arc::clone(&clock), driver, registry, telemetry };
+        let tenants = Arc::new(Tenants::new(&config.weights));
+        for (tenant, weight) in tenants.weights() {
+            driver.post(Message::Weight(tenant, weight));
+        }
+        let handle = Handle { clock: Arc::clone(&clock), driver, registry, telemetry, tenants };
         let ticking = Arc::clone(&handle.driver);
         let ticker = spawn("ticker", move || ticking.run_ticker()).map_err(lane_error)?;
         let engines = Engines { onnxruntime, clock };
@@ -131,16 +140,29 @@ impl Drop for Node {
     }
 }
 
-/// One lane for each core, and one for all of them together.
-fn lane_specs(cores: CoreSet) -> Vec<LaneSpec> {
-    let single = cores.cores().map(|core| CoreSet::from_cores([core]));
-    let wide = (cores.len() > 1).then_some(cores);
-    let spec = |(index, cores)| LaneSpec {
-        id: LaneId(u16::try_from(index).expect("there are at most 65 lanes")),
-        cores,
+/// The lanes that a discipline wants. Quadrant's: one for each core, one for all of them together, and an
+/// idle-class one for each core, on which long steps are preempted by urgent ones.
+fn lane_specs(cores: CoreSet, discipline: Discipline, models: usize) -> Vec<LaneSpec> {
+    let wide = LaneSpec { id: LaneId(0), cores, class: SchedulingClass::Urgent };
+    let lanes: Vec<LaneSpec> = match discipline {
+        Discipline::Quadrant => {
+            let idle = single_lanes(cores).map(|lane| LaneSpec { class: SchedulingClass::Idle, ..lane });
+            single_lanes(cores).chain((cores.len() > 1).then_some(wide)).chain(idle).collect()
+        }
+        Discipline::Fifo => vec![wide; models.clamp(1, FIFO_LANES_MAX)],
+        Discipline::Clockwork => vec![wide],
+    };
+    (0..).zip(lanes).map(|(id, lane)| LaneSpec { id: LaneId(id), ..lane }).collect()
+}
+
+/// An urgent lane for each core.
+pub(crate) fn single_lanes(cores: CoreSet) -> impl Iterator<Item = LaneSpec> {
+    let spec = |core| LaneSpec {
+        id: LaneId(0),
+        cores: CoreSet::from_cores([core]),
         class: SchedulingClass::Urgent,
     };
-    single.chain(wide).enumerate().map(spec).collect()
+    cores.cores().map(spec)
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {

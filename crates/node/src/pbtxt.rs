@@ -117,9 +117,9 @@ fn understand(message: proto::ModelConfig) -> Result<ModelConfig, String> {
     let settings = ModelSettings {
         engine: engine(&message)?,
         batching: batching(&message)?,
-        width: None,
         queue_max: queue_max(&message)?,
         delay_max: delay_max(&message),
+        ..ModelSettings::default()
     };
     let label_files = message.output.iter().filter(|output| !output.label_filename.is_empty());
     let label_files =
@@ -308,8 +308,7 @@ mod tests {
         let expect = ModelSettings {
             engine: Some(EngineKind::Rten),
             batching: Some(Batching::UpTo(8)),
-            width: None,
-            queue_max: Some(7),
+                queue_max: Some(7),
             delay_max: Some(Duration::from_millis(2)),
         };
         assert_eq!(config.settings, expect);

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
-use quadrant_types::{DataType, Error, ErrorCode, ModelId, ModelSpec, Shape, ShapeId, Tensor};
+use quadrant_types::{DataType, Error, ErrorCode, ModelId, ModelSpec, Objective, Priority, Shape, ShapeId, Tensor, Time};
 use smallvec::SmallVec;
 
 use crate::telemetry::ModelMetrics;
@@ -28,6 +29,10 @@ pub struct ModelEntry {
     pub batches: bool,
     /// Cores that one step uses.
     pub width: usize,
+    /// By when an answer is wanted, unless the request says so.
+    pub latency_objective: Option<Duration>,
+    /// How important its requests are, unless they say so.
+    pub priority: Priority,
     /// Why it batches, or does not, and at which width, in words.
     pub rationale: String,
     pub(crate) metrics: ModelMetrics,
@@ -38,6 +43,17 @@ impl ModelEntry {
     /// Counts a request that ended before it was submitted, such as one that does not fit the model.
     pub fn record_failure(&self, error: &Error) {
         self.metrics.failed(error.code);
+    }
+
+    /// When an answer is wanted: as the request says, or as the model does, or whichever is sooner.
+    pub fn objective(&self, arrived: Time, said: Objective) -> Objective {
+        let Some(within) = self.latency_objective else { return said };
+        let by = arrived + within;
+        match said {
+            Objective::BestEffort => Objective::Target { by, until: Time::MAX },
+            Objective::EndBy(until) if by < until => Objective::Target { by, until },
+            Objective::EndBy(_) | Objective::Target { .. } => said,
+        }
     }
 
     /// The rows of a request for this model.

@@ -12,8 +12,8 @@ use bytes::Bytes;
 use quadrant_node::{
     Answer, Batching, Config, Handle, ModelSettings, ModelState, Node, Response, Submission,
 };
-use quadrant_policy::Limits;
-use quadrant_types::{CoreSet, DataType, Error, ErrorCode, Objective, Priority, Shape, Tensor};
+use quadrant_policy::{Discipline, Limits};
+use quadrant_types::{CoreSet, DataType, Error, ErrorCode, Objective, Priority, TenantId, Shape, Tensor};
 
 const IDENTITY: &str = r#"
 inputs = [{ name = "x", datatype = "FP32", dims = ["batch", 4] }]
@@ -41,6 +41,8 @@ fn config(models_dir: &Path) -> Config {
         models_dir: models_dir.to_owned(),
         cores: CoreSet::from_cores([0]),
         onnxruntime: None,
+        discipline: Discipline::Quadrant,
+        weights: BTreeMap::new(),
         limits: Limits::default(),
         probe_budget: Duration::from_millis(20),
         defaults: ModelSettings::default(),
@@ -63,7 +65,8 @@ fn submit(handle: &Handle, model: &str, value: f32, objective: Objective) -> Res
     let shape = Shape::from_slice(&[1, 4]);
     let inputs = Arc::from([Tensor { datatype: DataType::Fp32, shape, data: Bytes::from(data) }]);
     let (outputs, priority, arrived) = (Arc::from([0]), Priority::default(), handle.now());
-    handle.submit(Submission { model, inputs, outputs, priority, objective, arrived }).unwrap()
+    let tenant = TenantId::default();
+    handle.submit(Submission { model, inputs, outputs, priority, tenant, objective, arrived }).unwrap()
 }
 
 fn value(answer: &Result<Answer, Error>) -> f32 {

@@ -96,13 +96,16 @@ impl Policy {
         let latest = request.arrived + self.limits.wait_max;
         let (deadline, expires) = match (request.objective, self.discipline) {
             (Objective::EndBy(time), Discipline::Fifo) => (Time::MAX, time.min(latest)),
-            (Objective::Target(_) | Objective::BestEffort, Discipline::Fifo) => (Time::MAX, latest),
+            (Objective::Target { until, .. }, Discipline::Fifo) => (Time::MAX, until.min(latest)),
+            (Objective::BestEffort, Discipline::Fifo) => (Time::MAX, latest),
             (Objective::BestEffort, Discipline::Clockwork) => (latest, latest),
             (Objective::BestEffort, Discipline::Quadrant) => return self.best_effort_plan(request),
             (Objective::EndBy(time), Discipline::Quadrant | Discipline::Clockwork) => {
                 (time.min(latest), time.min(latest))
             }
-            (Objective::Target(time), Discipline::Quadrant | Discipline::Clockwork) => (time.min(latest), latest),
+            (Objective::Target { by, until }, Discipline::Quadrant | Discipline::Clockwork) => {
+                (by.min(until).min(latest), until.min(latest))
+            }
         };
         if self.discipline == Discipline::Fifo {
             let key = OrderKey { easy: false, rank: request.arrived.as_nanos(), id: request.id };
@@ -134,8 +137,8 @@ impl Policy {
         let key = OrderKey { easy: true, rank: u64::from(request.priority.0), id: request.id };
         let latest = request.arrived + self.limits.wait_max;
         let expires = match request.objective {
-            Objective::EndBy(time) => time.min(latest),
-            Objective::Target(_) | Objective::BestEffort => latest,
+            Objective::EndBy(time) | Objective::Target { until: time, .. } => time.min(latest),
+            Objective::BestEffort => latest,
         };
         Plan { key, deadline: Time::MAX, expires, work: Duration::ZERO, due: Time::MAX }
     }

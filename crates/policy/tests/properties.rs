@@ -171,9 +171,9 @@ impl World {
         self.now = self.now + Duration::from_micros(after_us);
         match *happening {
             Happening::Arrive { model, rows, shape, tenant, priority, within_us, hard } => {
-                let kind = if hard { Objective::EndBy } else { Objective::Target };
                 let objective = within_us.map_or(Objective::BestEffort, |within| {
-                    kind(self.now + Duration::from_micros(within))
+                    let by = self.now + Duration::from_micros(within);
+                    if hard { Objective::EndBy(by) } else { Objective::Target { by, until: Time::MAX } }
                 });
                 let request = Request {
                     id: RequestId(self.requests.len() as u64),

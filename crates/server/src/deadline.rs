@@ -6,19 +6,27 @@ use std::time::Duration;
 use http::HeaderMap;
 use quadrant_types::{Error, Objective, Time};
 
+use crate::terms::Terms;
+
 /// Milliseconds, as a whole number.
 const TIMEOUT_HEADER: &str = "x-request-timeout-ms";
 
-/// The objective of a request that arrived now.
-pub(crate) fn objective(arrived: Time, timeouts: impl IntoIterator<Item = Option<Duration>>) -> Objective {
-    match timeouts.into_iter().flatten().min() {
-        Some(timeout) => Objective::EndBy(arrived + timeout),
-        None => Objective::BestEffort,
+/// The objective of a request that arrived now. `timeout_us` is Triton's parameter.
+pub(crate) fn objective(arrived: Time, terms: Terms, timeout_us: u64) -> Objective {
+    let timeout = terms.timeout.into_iter().chain(from_parameter(timeout_us)).min();
+    match (terms.latency, timeout) {
+        (None, None) => Objective::BestEffort,
+        (None, Some(timeout)) => Objective::EndBy(arrived + timeout),
+        (Some(latency), Some(timeout)) if timeout <= latency => Objective::EndBy(arrived + timeout),
+        (Some(latency), timeout) => Objective::Target {
+            by: arrived + latency,
+            until: timeout.map_or(Time::MAX, |timeout| arrived + timeout),
+        },
     }
 }
 
 /// Triton's request parameter, in microseconds; zero stands for none.
-pub(crate) fn from_parameter(microseconds: u64) -> Option<Duration> {
+fn from_parameter(microseconds: u64) -> Option<Duration> {
     (microseconds > 0).then(|| Duration::from_micros(microseconds))
 }
 
@@ -103,9 +111,16 @@ mod tests {
     fn the_shortest_time_counts() {
         let seconds = Duration::from_secs;
         let now = Time::from_nanos(5);
-        assert_eq!(objective(now, [None, None]), Objective::BestEffort);
-        let both = [Some(seconds(3)), from_parameter(2_000_000)];
-        assert_eq!(objective(now, both), Objective::EndBy(now + seconds(2)));
-        assert_eq!(from_parameter(0), None);
+        let terms = |timeout, latency| Terms { timeout, latency, ..Terms::default() };
+        assert_eq!(objective(now, terms(None, None), 0), Objective::BestEffort);
+        let timeout = terms(Some(seconds(3)), None);
+        assert_eq!(objective(now, timeout, 2_000_000), Objective::EndBy(now + seconds(2)));
+        assert_eq!(objective(now, timeout, 0), Objective::EndBy(now + seconds(3)));
+        let named = |timeout| terms(timeout, Some(seconds(1)));
+        let by = now + seconds(1);
+        assert_eq!(objective(now, named(None), 0), Objective::Target { by, until: Time::MAX });
+        let until = now + seconds(3);
+        assert_eq!(objective(now, named(Some(seconds(3))), 0), Objective::Target { by, until });
+        assert_eq!(objective(now, named(Some(seconds(1))), 0), Objective::EndBy(by));
     }
 }

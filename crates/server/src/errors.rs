@@ -8,7 +8,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use http::StatusCode;
+use http::{HeaderName, HeaderValue, StatusCode};
 use quadrant_types::{Error, ErrorCode};
 use tonic::Code;
 
@@ -68,6 +68,20 @@ pub(crate) fn retry_after_seconds(error: &Error) -> Option<u64> {
     let wait = error.retry_after.unwrap_or(RETRY_AFTER_DEFAULT);
     let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
     invites.then_some(seconds.max(1))
+}
+
+/// Says which of the scheduler's reasons it was, to programs.
+const REASON_HEADER: HeaderName = HeaderName::from_static("x-quadrant-reason");
+/// How long to wait before trying again, finer than the whole seconds of `Retry-After`.
+const RETRY_AFTER_MS_HEADER: HeaderName = HeaderName::from_static("retry-after-ms");
+
+/// What the scheduler says of its refusal, as headers or metadata.
+pub(crate) fn scheduling_headers(error: &Error) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
+    let reason = error.reason.map(|reason| (REASON_HEADER, HeaderValue::from_static(reason.name())));
+    let wait = error.retry_after.filter(|_| retry_after_seconds(error).is_some());
+    let milliseconds = |wait: Duration| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1);
+    let wait = wait.map(|wait| (RETRY_AFTER_MS_HEADER, HeaderValue::from(milliseconds(wait))));
+    reason.into_iter().chain(wait)
 }
 
 /// The message, cut where it becomes longer than an error has reason to be.

@@ -186,6 +186,7 @@ fn status_headers(error: &Error) -> HeaderMap {
     if errors::to_status(error).add_header(&mut headers).is_err() {
         headers.insert("grpc-status", HeaderValue::from_static("13"));
     }
+    headers.extend(errors::scheduling_headers(error));
     if let Some(seconds) = errors::retry_after_seconds(error) {
         headers.insert(http::header::RETRY_AFTER, HeaderValue::from(seconds));
     }

@@ -34,7 +34,8 @@ use crate::events::{self, Port};
 use crate::heavy::HEAVY_BYTES;
 use crate::listen::{Drained, Link, Protocol, listen};
 use crate::wire::WireAnswer;
-use crate::{Shared, deadline, errors, infer, timing};
+use crate::terms::Terms;
+use crate::{Shared, errors, infer, timing};
 
 /// Echoed, so that a client can find its request in logs on both sides.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -193,8 +194,9 @@ async fn prepared(
     headers: &HeaderMap,
     body: &mut RequestReader,
 ) -> Result<infer::Prepared, Error> {
-    let checked = json_length(headers).and_then(|length| Ok((length, deadline::from_headers(headers)?)));
-    let (json_length, timeout) = match checked {
+    let checked =
+        json_length(headers).and_then(|length| Ok((length, Terms::from_headers(shared, headers)?)));
+    let (json_length, terms) = match checked {
         Ok(checked) => checked,
         Err(error) => {
             body::discard(headers, body).await;
@@ -207,12 +209,11 @@ async fn prepared(
     let (shared_there, entry) = (Arc::clone(shared), Arc::clone(entry));
     let parse = move || {
         let Shared { limits, budget, .. } = &*shared_there;
-        let timeout = timeout.into_iter().chain(limits.request_timeout).min();
         if json_length == Some(0) {
-            return infer::prepare(&entry, request::raw(&bytes, &entry, budget)?, arrived, timeout);
+            return infer::prepare(&entry, request::raw(&bytes, &entry, budget)?, arrived, terms);
         }
         let body = RequestBody { bytes: &bytes, json_length, json_depth_max: limits.json_depth_max, budget };
-        infer::prepare(&entry, request::parse(&body, &entry.spec.name)?, arrived, timeout)
+        infer::prepare(&entry, request::parse(&body, &entry.spec.name)?, arrived, terms)
     };
     shared.heavy.run(is_heavy, parse).await
 }
@@ -262,6 +263,9 @@ fn error_response(error: &Error) -> Response<Segments> {
     *response.status_mut() = errors::http_status(error.code);
     if let Some(seconds) = errors::retry_after_seconds(error) {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    for (name, value) in errors::scheduling_headers(error) {
+        response.headers_mut().insert(name, value);
     }
     response
 }

@@ -2,7 +2,6 @@
 //! reduce what is to be reduced.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use quadrant_node::{Answer, ModelEntry, Submission};
 use quadrant_types::{Error, ErrorCode, Priority, Tensor, Time};
@@ -10,6 +9,7 @@ use quadrant_types::{Error, ErrorCode, Priority, Tensor, Time};
 use crate::heavy::HEAVY_ELEMENTS;
 use crate::validate::{self, OutputPlan, OutputPlans};
 use crate::wire::{AnsweredOutput, WireAnswer, WireRequest};
+use crate::terms::Terms;
 use crate::{Shared, classify, deadline};
 
 /// A request that fits its model. It borrows nothing, so it can come back from another thread.
@@ -20,7 +20,7 @@ pub(crate) struct Prepared {
     id: String,
 }
 
-/// Checks `request` against `model`. `timeout` is what the transport says of the request's time.
+/// Checks `request` against `model`. `terms` is what the transport says of it.
 ///
 /// # Errors
 /// The first thing that does not fit, in Triton's words.
@@ -28,14 +28,14 @@ pub(crate) fn prepare(
     model: &Arc<ModelEntry>,
     request: WireRequest<'_>,
     arrived: Time,
-    timeout: Option<Duration>,
+    terms: Terms,
 ) -> Result<Prepared, Error> {
     let plans = validate::outputs(&model.spec, &request)?;
     let priority = match request.priority {
-        0 => Priority::default(),
+        0 => terms.priority.unwrap_or(model.priority),
         given => Priority(u32::try_from(given).unwrap_or(u32::MAX)),
     };
-    let objective = deadline::objective(arrived, [timeout, deadline::from_parameter(request.timeout_us)]);
+    let objective = deadline::objective(arrived, terms, request.timeout_us);
     let id = request.id.into_owned();
     let inputs = validate::inputs(model, &id, request.inputs)?;
     let submission = Submission {
@@ -43,6 +43,7 @@ pub(crate) fn prepare(
         inputs: inputs.into_iter().collect(),
         outputs: plans.iter().map(|plan| plan.index).collect(),
         priority,
+        tenant: terms.tenant,
         objective,
         arrived,
     };

@@ -4,7 +4,7 @@ use quadrant_node::Handle;
 use quadrant_types::IoBudget;
 
 use crate::heavy::HeavyWork;
-use crate::{Limits, LimitsError};
+use crate::{Limits, LimitsError, NamedObjectives};
 
 /// The way into the node and the bounds of the wire side. One for all ports, behind an `Arc`.
 #[derive(Debug)]
@@ -13,6 +13,7 @@ pub struct Shared {
     pub(crate) limits: Limits,
     pub(crate) budget: IoBudget,
     pub(crate) heavy: HeavyWork,
+    pub(crate) objectives: NamedObjectives,
 }
 
 impl Shared {
@@ -23,7 +24,15 @@ impl Shared {
     pub fn new(handle: Handle, limits: Limits) -> Result<Self, LimitsError> {
         let limits = limits.check()?;
         let budget = IoBudget::new(limits.in_flight_bytes_max);
-        Ok(Self { handle, limits, budget, heavy: HeavyWork::new() })
+        let (heavy, objectives) = (HeavyWork::new(), NamedObjectives::new());
+        Ok(Self { handle, limits, budget, heavy, objectives })
+    }
+
+    /// The same with objectives that requests may refer to by name.
+    #[must_use]
+    pub fn with_objectives(mut self, objectives: NamedObjectives) -> Self {
+        self.objectives = objectives;
+        self
     }
 
     /// The bytes of request bodies held now, out of how many.

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use http::HeaderMap;
-use quadrant_types::{Time, Timing};
+use quadrant_types::{SchedulingClass, Time, Timing};
 
 /// Asks for it on a request, and carries it on the answer.
 pub(crate) const TIMING_HEADER: &str = "x-quadrant-timing";
@@ -30,7 +30,12 @@ pub(crate) fn describe(started: Time, now: Time, timing: &Timing) -> String {
     let milliseconds = |duration: Duration| duration.as_secs_f64() * 1_000.0;
     let stage = |(name, duration): &(&str, Duration)| format!("{name};dur={:.3}", milliseconds(*duration));
     let stages: Vec<String> = stages.iter().map(stage).collect();
-    format!("{}, batch;desc=\"{}\"", stages.join(", "), timing.batch_rows)
+    let class = match timing.class {
+        SchedulingClass::Urgent => "urgent",
+        SchedulingClass::Idle => "preemptible",
+    };
+    let Timing { batch_rows, width, .. } = timing;
+    format!("{}, batch;desc=\"{batch_rows}\", width;desc=\"{width}\", class;desc=\"{class}\"", stages.join(", "))
 }
 
 #[cfg(test)]
@@ -49,9 +54,13 @@ mod tests {
             scattered: at(210),
             batch_rows: 4,
             predicted: Duration::from_micros(55),
+            width: 2,
+            class: SchedulingClass::Urgent,
+            beside: None,
         };
         let expected = "receive;dur=0.010, submit;dur=0.020, queue;dur=0.030, gather;dur=0.040, compute;dur=0.050, \
-            scatter;dur=0.060, respond;dur=0.070, total;dur=0.280, predicted;dur=0.055, batch;desc=\"4\"";
+            scatter;dur=0.060, respond;dur=0.070, total;dur=0.280, predicted;dur=0.055, batch;desc=\"4\", \
+            width;desc=\"2\", class;desc=\"urgent\"";
         assert_eq!(describe(at(0), at(280), &timing), expected);
     }
 }

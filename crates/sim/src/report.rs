@@ -98,7 +98,7 @@ impl ModelReport {
                 self.latencies.push(now.since(request.arrived));
                 let in_time = match request.objective {
                     Objective::BestEffort => false,
-                    Objective::EndBy(time) | Objective::Target(time) => now <= time,
+                    Objective::EndBy(time) | Objective::Target { by: time, .. } => now <= time,
                 };
                 self.in_time += u64::from(in_time);
                 "completed"

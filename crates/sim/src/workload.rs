@@ -45,7 +45,7 @@ fn send(model: ModelId, traffic: &Traffic, arrived: Time, random: &mut fastrand:
     let objective = match traffic.objective {
         None => Objective::BestEffort,
         Some(range) if traffic.hard => Objective::EndBy(arrived + range.draw(random)),
-        Some(range) => Objective::Target(arrived + range.draw(random)),
+        Some(range) => Objective::Target { by: arrived + range.draw(random), until: Time::MAX },
     };
     let leaves = random.f64() < traffic.leaves;
     let leaves_after = traffic.leaves_after.draw(random);

@@ -22,9 +22,14 @@ pub enum Objective {
     BestEffort,
     /// Of use only until this time; then the request ends, whatever became of it.
     EndBy(Time),
-    /// Wanted by this time. Planned for as if it were of no use later, but an answer that is under way by
-    /// then is still given.
-    Target(Time),
+    /// Wanted by one time, and of use until another. It is planned for as if it were of no use after the
+    /// first, but an answer that is under way by then is still given.
+    Target {
+        /// When it is wanted.
+        by: Time,
+        /// When the request ends, whatever became of it; [`Time::MAX`] if nothing was said.
+        until: Time,
+    },
 }
 
 /// How much there is to do.

@@ -5,7 +5,6 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::{BufMut, Bytes};
 use futures_util::{StreamExt as _, stream};
@@ -23,7 +22,8 @@ use crate::heavy::HEAVY_BYTES;
 use crate::http::REQUEST_ID;
 use crate::listen::Link;
 use crate::wire::{DIMS_MAX, WireAnswer, WireInput, WireOutput, WireRequest, datatype};
-use crate::{Shared, deadline, errors, infer, timing};
+use crate::terms::Terms;
+use crate::{Shared, errors, infer, timing};
 
 /// Tensors below this are copied into the range before them.
 const COPIED_BYTES_MAX: usize = 32 << 10;
@@ -38,9 +38,9 @@ pub(crate) async fn unary(
     mut messages: Messages,
 ) -> Response<GrpcBody> {
     let started = shared.handle.now();
-    let timeout = deadline::from_headers(headers);
-    let answered = match (messages.only(shared).await, timeout) {
-        (Ok(message), Ok(timeout)) => one(shared, message, timeout).await,
+    let terms = Terms::from_headers(shared, headers);
+    let answered = match (messages.only(shared).await, terms) {
+        (Ok(message), Ok(terms)) => one(shared, message, terms).await,
         (Err(error), _) | (_, Err(error)) => Err((String::new(), error)),
     };
     let (model, result) = match answered {
@@ -81,8 +81,8 @@ pub(crate) fn stream(
     headers: &HeaderMap,
     messages: Messages,
 ) -> Response<GrpcBody> {
-    let timeout = match deadline::from_headers(headers) {
-        Ok(timeout) => timeout,
+    let terms = match Terms::from_headers(shared, headers) {
+        Ok(terms) => terms,
         Err(error) => return error_response(&error),
     };
     let opened = shared.handle.now();
@@ -100,7 +100,7 @@ pub(crate) fn stream(
     let shared = Arc::clone(shared);
     let answers = requests.map(move |message| {
         let shared = Arc::clone(&shared);
-        async move { streamed(&shared, opened, timeout, message?).await }
+        async move { streamed(&shared, opened, terms, message?).await }
     });
     success(GrpcBody::stream(Box::pin(answers.buffered(STREAM_REQUESTS_MAX))))
 }
@@ -109,12 +109,11 @@ pub(crate) fn stream(
 async fn streamed(
     shared: &Arc<Shared>,
     opened: Time,
-    timeout: Option<Duration>,
+    terms: Terms,
     message: Bytes,
 ) -> Result<Ranges, Error> {
     let elapsed = shared.handle.now().since(opened);
-    let left = timeout.map(|timeout| timeout.saturating_sub(elapsed));
-    let answered = one(shared, message, left).await;
+    let answered = one(shared, message, terms.after(elapsed)).await;
     let error = match answered.map(|answer| encoded_in_stream(&answer)) {
         Ok(Ok(ranges)) => return Ok(ranges),
         Ok(Err(error)) | Err((_, error)) => error,
@@ -130,7 +129,7 @@ async fn streamed(
 async fn one(
     shared: &Arc<Shared>,
     message: Bytes,
-    timeout: Option<Duration>,
+    terms: Terms,
 ) -> Result<WireAnswer, (String, Error)> {
     let arrived = shared.handle.now();
     let unnamed = |error| (String::new(), error);
@@ -140,7 +139,7 @@ async fn one(
     let shared_there = Arc::clone(shared);
     let work = move || {
         let request: ModelInferRequest = decoded(message)?;
-        let prepared = prepare(&shared_there, &request, arrived, timeout);
+        let prepared = prepare(&shared_there, &request, arrived, terms);
         drop(lease);
         Ok((prepared, request.model_name))
     };
@@ -156,11 +155,10 @@ fn prepare(
     shared: &Shared,
     request: &ModelInferRequest,
     arrived: Time,
-    timeout: Option<Duration>,
+    terms: Terms,
 ) -> Result<infer::Prepared, Error> {
     let entry = inspect::find(&shared.handle, &request.model_name, &request.model_version)?;
-    let timeout = timeout.into_iter().chain(shared.limits.request_timeout).min();
-    let prepared = to_wire(shared, request).and_then(|wire| infer::prepare(&entry, wire, arrived, timeout));
+    let prepared = to_wire(shared, request).and_then(|wire| infer::prepare(&entry, wire, arrived, terms));
     if let Err(error) = &prepared {
         entry.record_failure(error);
     }

@@ -52,6 +52,8 @@ impl Server {
             models_dir: models.clone(),
             cores: CoreSet::from_cores([0]),
             onnxruntime: None,
+            discipline: quadrant_policy::Discipline::Quadrant,
+            weights: BTreeMap::new(),
             limits: quadrant_policy_limits(),
             probe_budget: Duration::from_secs(1),
             defaults: ModelSettings::default(),

@@ -54,8 +54,8 @@ impl Checker {
     fn knock(&mut self, request: Request) {
         let latest = request.arrived + self.limits.wait_max;
         let expires = match request.objective {
-            Objective::BestEffort | Objective::Target(_) => latest,
-            Objective::EndBy(time) => time.min(latest),
+            Objective::BestEffort => latest,
+            Objective::EndBy(time) | Objective::Target { until: time, .. } => time.min(latest),
         };
         let known = Known { request, expires, place: Place::AtTheDoor, alone: false };
         self.live.insert(request.id, known);
