@@ -32,6 +32,8 @@ enum Command {
     Test(test::TestArgs),
     /// Measure the figures of the README again, side by side with bare comparators.
     Measure(measure::MeasureArgs),
+    /// Compare scheduling policies live: many models on one device, attainment over load.
+    Schedule(measure::ScheduleArgs),
 }
 
 fn main() -> ExitCode {
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         Command::Check => check::run().map(|()| ExitCode::SUCCESS),
         Command::Tidy => tidy::run().map(|()| ExitCode::SUCCESS),
         Command::Test(args) => test::run_tests(&args),
+        Command::Schedule(args) => measure::run_schedule(&args).map(|()| ExitCode::SUCCESS),
         Command::Measure(args) => measure::run_measure(&args).map(|()| ExitCode::SUCCESS),
     };
     match result {

@@ -4,6 +4,7 @@
 //! counted.
 
 mod latency;
+mod schedule;
 mod server;
 mod size;
 mod throughput;
@@ -13,6 +14,8 @@ use clap::{Args, ValueEnum};
 use quadrant_bench::Report;
 
 use crate::run::{cargo, run, say, target};
+
+pub(crate) use schedule::{ScheduleArgs, measure as run_schedule};
 
 /// What to measure, and how often.
 #[derive(Args, Debug)]
@@ -46,7 +49,7 @@ enum What {
 /// If something cannot be built or started, or too many repetitions were void.
 pub(crate) fn run_measure(args: &MeasureArgs) -> Result<()> {
     ensure!(args.repetitions > 0, "`--repetitions` must be at least 1");
-    run(cargo().args(["build", "--release", "--locked", "-p", "quadrant-cli", "-p", "quadrant-baseline"]))?;
+    build()?;
     let wanted = |what| args.what.is_empty() || args.what.contains(&what);
     if wanted(What::Size) {
         size::measure()?;
@@ -63,13 +66,28 @@ pub(crate) fn run_measure(args: &MeasureArgs) -> Result<()> {
     Ok(())
 }
 
-/// A program built by [`run_measure`].
+/// Builds what is measured.
+///
+/// # Errors
+/// If it cannot be built.
+pub(crate) fn build() -> Result<()> {
+    run(cargo().args(["build", "--release", "--locked", "-p", "quadrant-cli", "-p", "quadrant-baseline"]))
+}
+
+/// A program built by [`build`].
 fn program(name: &str) -> std::path::PathBuf {
     target().join("release").join(name)
 }
 
-/// Runs `quadrant bench` with these arguments.
+/// Runs `quadrant bench` with these arguments; every request must be answered.
 fn bench(address: &str, arguments: &[&str]) -> Result<Report> {
+    let report = bench_any(address, arguments)?;
+    ensure!(report.total.failed == 0, "requests failed: {:?}", report.total.failures);
+    Ok(report)
+}
+
+/// Runs `quadrant bench` with these arguments.
+fn bench_any(address: &str, arguments: &[&str]) -> Result<Report> {
     let output = std::process::Command::new(program("quadrant"))
         .args(["bench", "--quiet", "--json", "-", "--address", address])
         .args(arguments)
@@ -78,9 +96,7 @@ fn bench(address: &str, arguments: &[&str]) -> Result<Report> {
     if !output.status.success() {
         bail!("`quadrant bench` failed: {}", String::from_utf8_lossy(&output.stderr));
     }
-    let report: Report = serde_json::from_slice(&output.stdout).context("a report that cannot be read")?;
-    ensure!(report.total.failed == 0, "requests failed: {:?}", report.total.failures);
-    Ok(report)
+    serde_json::from_slice(&output.stdout).context("a report that cannot be read")
 }
 
 /// Void repetitions for each one that counts, before the machine is given up as too noisy.

@@ -1,5 +1,7 @@
 //! A connection: sends a prepared request, reads the whole answer, says how it went.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::{SendRequest, handshake};
@@ -8,6 +10,7 @@ use quadrant_proto::inference::grpc_inference_service_client::GrpcInferenceServi
 use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::clock::Clock;
 use crate::payload::Prepared;
 use crate::{BenchError, Plan, Protocol};
 
@@ -25,7 +28,9 @@ pub(crate) enum Connection {
 pub(crate) enum Outcome {
     /// An answer of so many bytes.
     Answered(u64),
-    /// What came instead: a status, or why the connection broke.
+    /// A status that is no success, so long after the request was begun to be sent.
+    Refused(String, Duration),
+    /// What came instead: why the connection broke.
     Failed(String),
 }
 
@@ -65,25 +70,31 @@ impl Connection {
         }
     }
 
-    pub(crate) async fn send(&mut self, request: &Prepared) -> Outcome {
+    pub(crate) async fn send(&mut self, request: &Prepared, clock: Clock) -> Outcome {
         match (self, request) {
-            (Self::Http(sender), request) => send_http(sender, request).await,
+            (Self::Http(sender), request) => send_http(sender, request, clock).await,
             (Self::Grpc(client), Prepared::Grpc(request)) => send_grpc(client, (**request).clone()).await,
             (Self::Grpc(_), Prepared::Http(_)) => Outcome::Failed("wrong protocol".to_owned()),
         }
     }
 }
 
-async fn send_http(sender: &mut SendRequest<Full<Bytes>>, request: &Prepared) -> Outcome {
+async fn send_http(
+    sender: &mut SendRequest<Full<Bytes>>,
+    request: &Prepared,
+    clock: Clock,
+) -> Outcome {
     let broken = |error: hyper::Error| Outcome::Failed(format!("connection: {error}"));
     let Some(request) = request.http() else { return Outcome::Failed("wrong protocol".to_owned()) };
     if let Err(error) = sender.ready().await {
         return broken(error);
     }
+    let began = clock.now();
     let response = match sender.send_request(request).await {
         Ok(response) => response,
         Err(error) => return broken(error),
     };
+    let head_after = clock.now().saturating_sub(began);
     let status = response.status();
     let mut body = response.into_body();
     let mut bytes = 0;
@@ -93,7 +104,11 @@ async fn send_http(sender: &mut SendRequest<Full<Bytes>>, request: &Prepared) ->
             Err(error) => return broken(error),
         }
     }
-    if status.is_success() { Outcome::Answered(bytes) } else { Outcome::Failed(status.as_u16().to_string()) }
+    if status.is_success() {
+        Outcome::Answered(bytes)
+    } else {
+        Outcome::Refused(status.as_u16().to_string(), head_after)
+    }
 }
 
 async fn send_grpc(

@@ -24,7 +24,7 @@ pub use payload::{Fill, TensorSpec};
 pub use plan::{Arrivals, Encoding, Length, ModelLoad, Plan, Protocol};
 pub use report::{LatencyMs, ModelReport, Report, Snapshot};
 pub use run::run;
-pub use schedule::read_trace;
+pub use schedule::{Trace, read_trace};
 pub use spec::parse_model;
 
 /// Why a run could not be made.

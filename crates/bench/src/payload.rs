@@ -176,6 +176,9 @@ fn http_request(
     if binary {
         set("inference-header-content-length", json.len().to_string())?;
     }
+    if let Some(tenant) = &plan.tenant {
+        set("x-gateway-inference-fairness-id", tenant.clone())?;
+    }
     if let Some(timeout) = plan.timeout {
         set("x-request-timeout-ms", timeout.as_millis().to_string())?;
     }

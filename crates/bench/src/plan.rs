@@ -45,6 +45,8 @@ pub enum Arrivals {
     Trace {
         /// The times.
         times_ms: Vec<f64>,
+        /// Which model each is for, as an index into the mix; drawn by weight if empty.
+        models: Vec<usize>,
         /// How many times faster than recorded.
         speed: f64,
     },
@@ -70,6 +72,8 @@ pub struct ModelLoad {
     pub inputs: Vec<TensorSpec>,
     /// The output to ask for, reduced to so many best classes; all outputs in full if `None`.
     pub classification: Option<(String, usize)>,
+    /// By when an answer counts as in time, from its intended sending. Not sent.
+    pub objective: Option<Duration>,
 }
 
 /// A run.
@@ -93,6 +97,8 @@ pub struct Plan {
     pub outstanding_max: usize,
     /// Sent with every request: how long its answer is of use.
     pub timeout: Option<Duration>,
+    /// Sent with every request over HTTP: on whose account it is.
+    pub tenant: Option<String>,
     /// Seed of arrivals, of the mix and of generated inputs.
     pub seed: u64,
 }
@@ -119,6 +125,12 @@ impl Plan {
                 fail("`rate` must be above 0 and at most 1000000 per second")
             }
             Arrivals::Trace { times_ms, .. } if times_ms.is_empty() => fail("the trace has no arrivals"),
+            Arrivals::Trace { times_ms, models, .. } if !models.is_empty() && models.len() != times_ms.len() => {
+                fail("every arrival of a trace needs a model, or none")
+            }
+            Arrivals::Trace { models, .. } if models.iter().any(|model| *model >= self.mix.len()) => {
+                fail("the trace names a model that is not in the mix")
+            }
             Arrivals::Trace { speed, .. } if !good_rate(*speed) => fail("`speed` must be above 0"),
             Arrivals::Closed { .. }
             | Arrivals::Constant { .. }

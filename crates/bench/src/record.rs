@@ -15,6 +15,11 @@ const LONGEST_NS: u64 = 600_000_000_000;
 #[derive(Debug)]
 pub(crate) struct ModelRecord {
     latency: Histogram<u64>,
+    objective: Option<Duration>,
+    in_time: u64,
+    withheld: u64,
+    /// From sending a request to the status of a refusal.
+    refusal: Histogram<u64>,
     failures: BTreeMap<String, u64>,
     bytes_sent: u64,
     bytes_received: u64,
@@ -25,7 +30,6 @@ pub(crate) struct ModelRecord {
 pub(crate) struct Record {
     pub(crate) models: Vec<ModelRecord>,
     pub(crate) lag: Histogram<u64>,
-    pub(crate) withheld: u64,
     recent: Histogram<u64>,
 }
 
@@ -38,17 +42,20 @@ fn add(histogram: &mut Histogram<u64>, time: Duration) {
 }
 
 impl Record {
-    pub(crate) fn new(models: usize) -> Self {
-        let model = || ModelRecord {
+    pub(crate) fn new(objectives: &[Option<Duration>]) -> Self {
+        let model = |objective: &Option<Duration>| ModelRecord {
             latency: histogram(),
+            objective: *objective,
+            in_time: 0,
+            withheld: 0,
+            refusal: histogram(),
             failures: BTreeMap::new(),
             bytes_sent: 0,
             bytes_received: 0,
         };
         Self {
-            models: std::iter::repeat_with(model).take(models).collect(),
+            models: objectives.iter().map(model).collect(),
             lag: histogram(),
-            withheld: 0,
             recent: histogram(),
         }
     }
@@ -61,10 +68,20 @@ impl Record {
             Outcome::Answered(bytes) => {
                 model.bytes_received += bytes;
                 add(&mut model.latency, latency);
+                model.in_time += u64::from(model.objective.is_none_or(|objective| latency <= objective));
                 add(&mut self.recent, latency);
+            }
+            Outcome::Refused(status, after) => {
+                add(&mut model.refusal, after);
+                *model.failures.entry(status).or_default() += 1;
             }
             Outcome::Failed(reason) => *model.failures.entry(reason).or_default() += 1,
         }
+    }
+
+    /// A request was not sent, because too many were on their way.
+    pub(crate) fn withheld(&mut self, model: usize) {
+        self.models[model].withheld += 1;
     }
 
     pub(crate) fn lagged(&mut self, lag: Duration) {
@@ -87,10 +104,17 @@ impl Record {
 
 impl ModelRecord {
     pub(crate) fn report(&self, name: &str, seconds: f64) -> ModelReport {
+        let failed: u64 = self.failures.values().sum();
+        let all = self.latency.len() + failed + self.withheld;
         ModelReport {
+            objective_ms: self.objective.map(|objective| objective.as_secs_f64() * 1e3),
+            in_time: self.in_time,
+            attainment: if all == 0 { 1.0 } else { self.in_time as f64 / all as f64 },
+            withheld: self.withheld,
+            refusal_ms: LatencyMs::of(&self.refusal),
             name: name.to_owned(),
             answered: self.latency.len(),
-            failed: self.failures.values().sum(),
+            failed,
             failures: self.failures.clone(),
             answered_per_second: self.latency.len() as f64 / seconds,
             latency_ms: LatencyMs::of(&self.latency),
@@ -99,12 +123,19 @@ impl ModelRecord {
         }
     }
 
+    pub(crate) fn withheld(&self) -> u64 {
+        self.withheld
+    }
+
     /// Both together.
     pub(crate) fn merge(&mut self, other: &Self) {
         self.latency.add(&other.latency).expect("all histograms have the same bounds");
         for (reason, count) in &other.failures {
             *self.failures.entry(reason.clone()).or_default() += count;
         }
+        self.refusal.add(&other.refusal).expect("all histograms have the same bounds");
+        self.in_time += other.in_time;
+        self.withheld += other.withheld;
         self.bytes_sent += other.bytes_sent;
         self.bytes_received += other.bytes_received;
     }

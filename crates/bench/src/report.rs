@@ -46,6 +46,16 @@ pub struct ModelReport {
     pub failed: u64,
     /// Why, with how many: an HTTP status, a gRPC code, or what broke.
     pub failures: BTreeMap<String, u64>,
+    /// By when an answer counts as in time, in milliseconds.
+    pub objective_ms: Option<f64>,
+    /// Requests that were answered in time; all answered ones if there is no objective.
+    pub in_time: u64,
+    /// The share of all requests that were answered in time.
+    pub attainment: f64,
+    /// Requests not sent because too many were on their way.
+    pub withheld: u64,
+    /// From sending a request to the status of its refusal, for those with a status of their own.
+    pub refusal_ms: LatencyMs,
     /// Answers per second.
     pub answered_per_second: f64,
     /// From the intended sending to the last byte of the answer.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use crate::clock::Clock;
-use crate::connection::Connection;
+use crate::connection::{Connection, Outcome};
 use crate::machine::MachineTime;
 use crate::metadata;
 use crate::payload::Prepared;
@@ -57,7 +57,8 @@ struct Shared {
 async fn run_on(mut plan: Plan, mut progress: impl FnMut(Snapshot)) -> Result<Report, BenchError> {
     metadata::complete(&mut plan).await?;
     let requests = plan.mix.iter().map(|model| Prepared::new(&plan, model)).collect::<Result<Vec<_>, _>>()?;
-    try_each(&plan, &requests).await?;
+    let clock = Clock::new();
+    try_each(&plan, &requests, clock).await?;
     let clock = Clock::new();
     let (until, left) = match plan.length {
         Length::For(time) => (Some(plan.warmup + time), None),
@@ -73,7 +74,7 @@ async fn run_on(mut plan: Plan, mut progress: impl FnMut(Snapshot)) -> Result<Re
         clock,
         from: plan.warmup,
         until,
-        record: Mutex::new(Record::new(plan.mix.len())),
+        record: Mutex::new(Record::new(&plan.mix.iter().map(|model| model.objective).collect::<Vec<_>>())),
         left: Mutex::new(left),
         idle: Mutex::new(Vec::new()),
         outstanding: Mutex::new(0),
@@ -99,10 +100,10 @@ async fn run_on(mut plan: Plan, mut progress: impl FnMut(Snapshot)) -> Result<Re
 }
 
 /// One request of each model, so that a mistake shows before the load.
-async fn try_each(plan: &Plan, requests: &[Prepared]) -> Result<(), BenchError> {
+async fn try_each(plan: &Plan, requests: &[Prepared], clock: Clock) -> Result<(), BenchError> {
     let mut connection = Connection::open(plan).await?;
     for (model, request) in plan.mix.iter().zip(requests) {
-        if let crate::connection::Outcome::Failed(reason) = connection.send(request).await {
+        if let Outcome::Failed(reason) | Outcome::Refused(reason, _) = connection.send(request, clock).await {
             let said = format!("answered a first request for `{}` with `{reason}`", model.name);
             return Err(BenchError::Server { address: plan.address.clone(), said });
         }
@@ -147,10 +148,10 @@ async fn closed_loop(shared: &Arc<Shared>, concurrency: usize) -> Result<(), Ben
 
 /// A thread keeps the time, because a runtime's timers tick in milliseconds.
 async fn open_loop(shared: &Arc<Shared>, schedule: Schedule) -> Result<(), BenchError> {
-    let (tickets, mut due) = mpsc::channel::<Duration>(1 << 16);
+    let (tickets, mut due) = mpsc::channel::<(Duration, Option<usize>)>(1 << 16);
     let pacer = Arc::clone(shared);
     let pacer = thread::spawn(move || {
-        for at in schedule {
+        for (at, model) in schedule {
             if !pacer.goes_on_at(at) {
                 return;
             }
@@ -162,17 +163,17 @@ async fn open_loop(shared: &Arc<Shared>, schedule: Schedule) -> Result<(), Bench
                 thread::park_timeout(at - now);
             }
             // Full means that the generator itself is far behind; the lag will say so.
-            if tickets.blocking_send(at).is_err() {
+            if tickets.blocking_send((at, model)).is_err() {
                 return;
             }
         }
     });
     let mut random = fastrand::Rng::with_seed(shared.plan.seed ^ 0x9e37_79b9_7f4a_7c15);
-    while let Some(at) = due.recv().await {
-        let model = shared.draw(&mut random);
+    while let Some((at, model)) = due.recv().await {
+        let model = model.unwrap_or_else(|| shared.draw(&mut random));
         if *lock(&shared.outstanding) >= shared.plan.outstanding_max {
             if shared.counts(at) {
-                lock(&shared.record).withheld += 1;
+                lock(&shared.record).withheld(model);
             }
             continue;
         }
@@ -208,7 +209,7 @@ impl Shared {
     /// Sends one request and counts it from `began`, its intended time.
     async fn one(&self, connection: &mut Connection, model: usize, began: Duration) {
         let request = &self.requests[model];
-        let outcome = connection.send(request).await;
+        let outcome = connection.send(request, self.clock).await;
         let latency = self.clock.now().saturating_sub(began);
         if self.counts(began) {
             lock(&self.record).ended(model, request.bytes(), latency, outcome);
@@ -251,12 +252,12 @@ fn report(shared: &Shared, counted: Duration, steal_percent: f64) -> Report {
     let record = lock(&shared.record);
     let plan = &shared.plan;
     let seconds = counted.as_secs_f64().max(1e-9);
-    let mut total = Record::new(1).models.remove(0);
+    let mut total = Record::new(&[None]).models.remove(0);
     record.models.iter().for_each(|model| total.merge(model));
     let (offered_per_second, concurrency) = match &plan.arrivals {
         Arrivals::Closed { concurrency } => (None, Some(*concurrency)),
         Arrivals::Constant { rate } | Arrivals::Poisson { rate } => (Some(*rate), None),
-        Arrivals::Trace { times_ms, speed } => {
+        Arrivals::Trace { times_ms, speed, .. } => {
             let span_s = times_ms.last().copied().unwrap_or(0.0) / 1e3 / speed;
             (Some(times_ms.len() as f64 / span_s.max(1e-3)), None)
         }
@@ -279,7 +280,7 @@ fn report(shared: &Shared, counted: Duration, steal_percent: f64) -> Report {
         total: total.report("all", seconds),
         models: plan.mix.iter().zip(&record.models).map(model).collect(),
         send_lag_ms,
-        withheld: record.withheld,
+        withheld: record.models.iter().map(|model| model.withheld()).sum(),
         steal_percent,
         void,
         seed: plan.seed,

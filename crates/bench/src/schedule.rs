@@ -17,7 +17,7 @@ pub(crate) struct Schedule {
 enum Kind {
     Constant { interval_s: f64 },
     Poisson { rate: f64 },
-    Trace { times_s: Vec<f64>, index: usize, lap_s: f64 },
+    Trace { times_s: Vec<f64>, models: Vec<usize>, index: usize, lap_s: f64 },
 }
 
 impl Schedule {
@@ -27,12 +27,12 @@ impl Schedule {
             Arrivals::Closed { .. } => return None,
             Arrivals::Constant { rate } => Kind::Constant { interval_s: 1.0 / rate },
             Arrivals::Poisson { rate } => Kind::Poisson { rate: *rate },
-            Arrivals::Trace { times_ms, speed } => {
+            Arrivals::Trace { times_ms, models, speed } => {
                 let times_s: Vec<f64> = times_ms.iter().map(|time| time / 1e3 / speed).collect();
                 // A lap ends one mean interval after its last arrival.
                 let last = times_s.last().copied().unwrap_or(0.0);
                 let lap_s = last + (last / times_s.len() as f64).max(1e-3);
-                Kind::Trace { times_s, index: 0, lap_s }
+                Kind::Trace { times_s, models: models.clone(), index: 0, lap_s }
             }
         };
         Some(Self { kind, random: fastrand::Rng::with_seed(plan.seed), next_s: 0.0 })
@@ -40,9 +40,11 @@ impl Schedule {
 }
 
 impl Iterator for Schedule {
-    type Item = Duration;
+    /// When, and for which model if that is given.
+    type Item = (Duration, Option<usize>);
 
-    fn next(&mut self) -> Option<Duration> {
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut model = None;
         let at_s = match &mut self.kind {
             Kind::Constant { interval_s } => {
                 let at = self.next_s;
@@ -54,8 +56,9 @@ impl Iterator for Schedule {
                 self.next_s += -(1.0 - self.random.f64()).ln() / *rate;
                 self.next_s
             }
-            Kind::Trace { times_s, index, lap_s } => {
+            Kind::Trace { times_s, models, index, lap_s } => {
                 let at = self.next_s + times_s[*index];
+                model = models.get(*index).copied();
                 *index += 1;
                 if *index == times_s.len() {
                     *index = 0;
@@ -64,34 +67,39 @@ impl Iterator for Schedule {
                 at
             }
         };
-        Some(Duration::from_secs_f64(at_s))
+        Some((Duration::from_secs_f64(at_s), model))
     }
 }
 
-/// The arrival times of a trace: a CSV file with a column `arrival_ms`, from the first arrival on.
+/// Arrivals by time, with the name of the model if the trace has one for each.
+pub type Trace = Vec<(f64, Option<String>)>;
+
+/// A trace: a CSV file with a column `arrival_ms` and, if requests are for certain models, a column `model`.
 ///
 /// # Errors
-/// If the file cannot be read or has no such column.
-pub fn read_trace(path: &str) -> Result<Vec<f64>, BenchError> {
+/// If the file cannot be read or is not of this form.
+pub fn read_trace(path: &str) -> Result<Trace, BenchError> {
     let text =
         std::fs::read_to_string(path).map_err(|source| BenchError::File { path: path.to_owned(), source })?;
     parse_trace(&text).map_err(|reason| BenchError::Plan(format!("trace `{path}`: {reason}")))
 }
 
-fn parse_trace(text: &str) -> Result<Vec<f64>, String> {
+fn parse_trace(text: &str) -> Result<Trace, String> {
     let mut lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
     let header = lines.next().ok_or("the file is empty")?;
-    let column = header.split(',').position(|name| name.trim() == "arrival_ms");
+    let position = |wanted| header.split(',').position(|name| name.trim() == wanted);
+    let (column, model_column) = (position("arrival_ms"), position("model"));
     let column = column.ok_or_else(|| format!("no column `arrival_ms` in `{header}`"))?;
     let mut times = Vec::new();
     for (index, line) in lines.enumerate() {
         let time = line.split(',').nth(column).and_then(|cell| cell.trim().parse::<f64>().ok());
         let time = time.filter(|time| time.is_finite() && *time >= 0.0);
-        times.push(time.ok_or_else(|| format!("no time in row {}: `{line}`", index + 1))?);
+        let time = time.ok_or_else(|| format!("no time in row {}: `{line}`", index + 1))?;
+        let model = model_column.map(|column| line.split(',').nth(column).unwrap_or_default().trim().to_owned());
+        times.push((time, model));
     }
-    times.sort_by(f64::total_cmp);
-    let first = times.first().copied().ok_or("the trace has no arrivals")?;
-    Ok(times.into_iter().map(|time| time - first).collect())
+    times.sort_by(|one, other| one.0.total_cmp(&other.0));
+    if times.is_empty() { Err("the trace has no arrivals".to_owned()) } else { Ok(times) }
 }
 
 #[cfg(test)]
@@ -110,9 +118,10 @@ mod tests {
             warmup: Duration::ZERO,
             outstanding_max: 1,
             timeout: None,
+            tenant: None,
             seed,
         };
-        Schedule::new(&plan).unwrap().take(count).map(|time| time.as_secs_f64()).collect()
+        Schedule::new(&plan).unwrap().take(count).map(|(time, _)| time.as_secs_f64()).collect()
     }
 
     #[test]
@@ -136,11 +145,13 @@ mod tests {
 
     #[test]
     fn a_trace_is_scaled_and_repeated() {
-        let trace = Arrivals::Trace { times_ms: vec![0.0, 100.0, 300.0], speed: 2.0 };
+        let trace = Arrivals::Trace { times_ms: vec![0.0, 100.0, 300.0], models: vec![], speed: 2.0 };
         let times = times(trace, 0, 5);
         assert_eq!(times[..3], [0.0, 0.05, 0.15]);
         assert!((times[3] - 0.2).abs() < 1e-9 && (times[4] - 0.25).abs() < 1e-9, "{times:?}");
-        assert_eq!(parse_trace("a,arrival_ms\n1,50\n2,20\n"), Ok(vec![0.0, 30.0]));
+        assert_eq!(parse_trace("a,arrival_ms\n1,50\n2,20\n"), Ok(vec![(20.0, None), (50.0, None)]));
+        let named = parse_trace("arrival_ms,model\n5,m\n").unwrap();
+        assert_eq!(named, [(5.0, Some("m".to_owned()))]);
         assert!(parse_trace("a,b\n1,2\n").unwrap_err().contains("no column"));
         assert!(parse_trace("arrival_ms\nx\n").unwrap_err().contains("row 1"));
     }

@@ -1,5 +1,5 @@
 //! The compact way to name a model and its inputs on a command line:
-//! `NAME[*WEIGHT][:INPUT=TYPE[DIMS]=FILL,…][@OUTPUT=CLASSES]`.
+//! `NAME[*WEIGHT][:INPUT=TYPE[DIMS]=FILL,…][@OUTPUT=CLASSES][~OBJECTIVE_MS]`.
 
 use crate::payload::{Fill, TensorSpec};
 use crate::plan::ModelLoad;
@@ -9,6 +9,14 @@ use crate::plan::ModelLoad;
 /// # Errors
 /// What is wrong with it, for a person.
 pub fn parse_model(text: &str) -> Result<ModelLoad, String> {
+    let (text, objective) = match text.rsplit_once('~') {
+        None => (text, None),
+        Some((before, written)) => {
+            let number = written.parse::<f64>().ok().filter(|number| (0.0..1e9).contains(number));
+            let number = number.ok_or_else(|| format!("`{written}` is not an objective in milliseconds"))?;
+            (before, Some(std::time::Duration::from_secs_f64(number / 1e3)))
+        }
+    };
     let (text, classification) = match text.rsplit_once('@') {
         None => (text, None),
         Some((before, wanted)) => {
@@ -29,7 +37,7 @@ pub fn parse_model(text: &str) -> Result<ModelLoad, String> {
         return Err("a model needs a name".to_owned());
     }
     let inputs = inputs.map_or(Ok(Vec::new()), |inputs| split_inputs(inputs).map(parse_input).collect())?;
-    Ok(ModelLoad { name: name.to_owned(), weight, inputs, classification })
+    Ok(ModelLoad { name: name.to_owned(), weight, inputs, classification, objective })
 }
 
 /// Splits at commas outside of brackets.
@@ -77,9 +85,10 @@ mod tests {
     fn every_part_is_optional_but_the_name() {
         let plain = parse_model("magika").unwrap();
         assert_eq!((plain.name.as_str(), plain.weight, plain.inputs.len()), ("magika", 1.0, 0));
-        let full = parse_model("m*2.5:ids=INT64[1,16]=ones,x=FP32[2]@scores=3").unwrap();
+        let full = parse_model("m*2.5:ids=INT64[1,16]=ones,x=FP32[2]@scores=3~12.5").unwrap();
         assert_eq!((full.name.as_str(), full.weight), ("m", 2.5));
         assert_eq!(full.classification, Some(("scores".to_owned(), 3)));
+        assert_eq!(full.objective, Some(std::time::Duration::from_micros(12_500)));
         assert_eq!(full.inputs[0], TensorSpec::new("ids", "INT64", vec![1, 16], Fill::Ones).unwrap());
         assert_eq!(full.inputs[1], TensorSpec::new("x", "FP32", vec![2], Fill::Random).unwrap());
     }
@@ -94,6 +103,7 @@ mod tests {
             ("m:x=FP32[1,a]", "`a`"),
             ("m:x=FP32[1]=twos", "fill `twos`"),
             ("m@x", "OUTPUT=CLASSES"),
+            ("m~soon", "`soon` is not an objective"),
         ] {
             let error = parse_model(text).unwrap_err();
             assert!(error.contains(part), "`{text}` gave `{error}`");

@@ -6,13 +6,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::{Args, ValueEnum};
 use quadrant_bench::{
-    Arrivals, Encoding, Length, ModelLoad, Plan, Protocol, Snapshot, parse_model, read_trace, run,
+    Arrivals, Encoding, Length, ModelLoad, Plan, Protocol, Snapshot, Trace, parse_model, read_trace, run,
 };
 
 /// Send load and report latency percentiles.
 #[derive(Args, Debug)]
 pub(crate) struct BenchArgs {
-    /// A model to ask: `NAME[*WEIGHT][:INPUT=TYPE[DIMS]=random|zeros|ones,…][@OUTPUT=CLASSES]`. Several mix.
+    /// A model to ask: `NAME[*WEIGHT][:INPUT=TYPE[DIMS]=random|zeros|ones,…][@OUTPUT=CLASSES][~OBJECTIVE_MS]`. Several
+    /// mix; an objective counts answers in time.
     /// Without inputs the server is asked what the model takes; free sizes are 1 for rows and 16 otherwise.
     #[arg(long = "model", value_name = "SPEC", required = true, value_parser = parse_model)]
     models: Vec<ModelLoad>,
@@ -34,7 +35,7 @@ pub(crate) struct BenchArgs {
     /// Open loop: requests per second at even intervals.
     #[arg(long, value_name = "RATE", group = "arrivals")]
     constant: Option<f64>,
-    /// Open loop: the arrival times of a CSV file with a column `arrival_ms`.
+    /// Open loop: the arrivals of a CSV file with a column `arrival_ms` and, if wanted, a column `model`.
     #[arg(long, value_name = "FILE", group = "arrivals")]
     trace: Option<String>,
     /// How many times faster than recorded a trace is replayed.
@@ -55,6 +56,9 @@ pub(crate) struct BenchArgs {
     /// How long an answer is of use, sent with every request, in milliseconds.
     #[arg(long, value_name = "MS")]
     timeout_ms: Option<u64>,
+    /// On whose account requests are, as the header `x-gateway-inference-fairness-id` (HTTP only).
+    #[arg(long, value_name = "NAME")]
+    tenant: Option<String>,
     /// Seed of arrivals, mix and inputs.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -112,7 +116,7 @@ fn plan(args: &BenchArgs) -> Result<Plan> {
         (Some(concurrency), ..) => Arrivals::Closed { concurrency },
         (_, Some(rate), ..) => Arrivals::Poisson { rate },
         (_, _, Some(rate), _) => Arrivals::Constant { rate },
-        (.., Some(trace)) => Arrivals::Trace { times_ms: read_trace(trace)?, speed: args.speed },
+        (.., Some(trace)) => trace_arrivals(args, &read_trace(trace)?)?,
         (None, None, None, None) => {
             bail!("say when to send: `--concurrency`, `--poisson`, `--constant` or `--trace`")
         }
@@ -138,8 +142,19 @@ fn plan(args: &BenchArgs) -> Result<Plan> {
         warmup: seconds("warmup", args.warmup)?,
         outstanding_max: args.outstanding,
         timeout: args.timeout_ms.map(Duration::from_millis),
+        tenant: args.tenant.clone(),
         seed: args.seed,
     })
+}
+
+fn trace_arrivals(args: &BenchArgs, trace: &Trace) -> Result<Arrivals> {
+    let index = |name: &String| {
+        let index = args.models.iter().position(|model| model.name == *name);
+        index.with_context(|| format!("the trace has requests for `{name}`, which no `--model` names"))
+    };
+    let models = trace.iter().filter_map(|(_, name)| name.as_ref()).map(index).collect::<Result<_>>()?;
+    let times_ms = trace.iter().map(|(time, _)| *time).collect();
+    Ok(Arrivals::Trace { times_ms, models, speed: args.speed })
 }
 
 #[expect(clippy::print_stderr, reason = "progress for the person who waits")]

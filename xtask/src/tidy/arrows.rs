@@ -10,8 +10,9 @@ use anyhow::{Context, Result, ensure};
 use crate::run::{cargo, root};
 
 /// Which of our crates each may use. One that has no line here may not be in the workspace.
-const ARROWS: [(&str, &[&str]); 13] = [
+const ARROWS: [(&str, &[&str]); 14] = [
     ("types", &[]),
+    ("traffic", &[]),
     ("proto", &[]),
     ("fetch", &[]),
     ("policy", &["types"]),
@@ -22,8 +23,8 @@ const ARROWS: [(&str, &[&str]); 13] = [
     ("sim", &["types", "policy"]),
     ("bench", &["types", "proto"]),
     ("baseline", &["types", "engine", "sys", "proto"]),
-    ("cli", &["types", "policy", "sys", "engine", "node", "proto", "server", "sim", "bench", "fetch"]),
-    ("xtask", &["fetch", "bench"]),
+    ("cli", &["types", "policy", "sys", "engine", "node", "proto", "server", "sim", "bench", "fetch", "traffic"]),
+    ("xtask", &["fetch", "bench", "traffic"]),
 ];
 /// The crates with lints of their own: `unsafe` cannot be forbidden there.
 const OWN_LINTS: [&str; 2] = ["sys", "kernels"];

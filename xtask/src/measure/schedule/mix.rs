@@ -1,0 +1,99 @@
+//! The models of the mix, as files to serve and requests to send.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use super::MixName;
+use super::workload::Calibration;
+use crate::assets;
+use crate::measure::server::Server;
+use crate::run::target;
+
+/// A model, and a request for it as `quadrant bench` takes it.
+pub(super) struct Member {
+    pub(super) name: &'static str,
+    pub(super) request: &'static str,
+    /// Requests carry no batch dimension.
+    single: bool,
+}
+
+/// The text detector, whose steps are ten times as long as the others'.
+const DETECTOR: &str = "ppocr-det";
+
+const MEMBERS: [Member; 6] = [
+    Member { name: DETECTOR, request: "ppocr-det:x=FP32[1,3,640,640]@fetch_name_0=1", single: false },
+    Member { name: "ppocr-rec", request: "ppocr-rec:x=FP32[1,3,48,320]@fetch_name_0=1", single: false },
+    Member {
+        name: "minilm-l3",
+        request: "minilm-l3:input_ids=INT64[1,64],attention_mask=INT64[1,64]=ones",
+        single: false,
+    },
+    Member { name: "magika", request: "magika:bytes=INT32[1,2048]", single: false },
+    Member { name: "ppocr-cls", request: "ppocr-cls:x=FP32[1,3,80,160]", single: false },
+    Member {
+        name: "silero-vad",
+        request: "silero-vad:input=FP32[1,576],h=FP32[1,1,128],c=FP32[1,1,128]",
+        single: true,
+    },
+];
+
+/// The models in place, and how to serve them.
+pub(super) struct Mix {
+    name: MixName,
+    folder: PathBuf,
+    library: PathBuf,
+}
+
+impl Mix {
+    /// Fetches what is missing and puts the models into a folder.
+    pub(super) fn prepare(name: MixName) -> Result<Self> {
+        let assets = assets::fetch()?;
+        let library = assets.join("onnxruntime/libonnxruntime.so");
+        let label = if name == MixName::A { "mix-a" } else { "mix-b" };
+        let mix = Self { name, folder: target().join("measure").join(label), library };
+        std::fs::create_dir_all(&mix.folder)?;
+        for Member { name, .. } in mix.members() {
+            let (from, to) = (assets.join(format!("models/{name}.onnx")), mix.folder.join(format!("{name}.onnx")));
+            std::fs::copy(&from, &to).with_context(|| format!("cannot copy `{}`", from.display()))?;
+        }
+        Ok(mix)
+    }
+
+    pub(super) fn name(&self) -> &'static str {
+        if self.name == MixName::A { "a" } else { "b" }
+    }
+
+    pub(super) fn members(&self) -> impl Iterator<Item = &'static Member> {
+        let all = self.name == MixName::A;
+        MEMBERS.iter().filter(move |member| all || member.name != DETECTOR)
+    }
+
+    /// A server of all models without objectives.
+    pub(super) fn serve_plain(&self) -> Result<Server> {
+        self.start("plain", String::new(), |_| String::new())
+    }
+
+    /// A server under a policy, with everybody's objective.
+    pub(super) fn serve(&self, policy: &str, calibration: &Calibration, delay_ms: f64) -> Result<Server> {
+        let delay = if policy == "fifo" { format!("delay_ms = {delay_ms:.3}\n") } else { String::new() };
+        self.start(policy, format!("[scheduler]\npolicy = \"{policy}\"\n"), |name| {
+            let objective = calibration.of(name).map_or(0.0, |model| model.objective_ms);
+            format!("latency_objective_ms = {objective:.3}\n{delay}")
+        })
+    }
+
+    fn start(&self, label: &str, head: String, model: impl Fn(&str) -> String) -> Result<Server> {
+        let mut text = head;
+        writeln!(text, "[device]\nonnxruntime = \"{}\"", self.library.display())?;
+        text.push_str("[model_defaults]\nqueue = 16384\n");
+        for member in self.members() {
+            let batching = if member.single { "batching = \"off\"" } else { "batching = 32" };
+            writeln!(text, "[models.{}]\n{batching}\n{}", member.name, model(member.name))?;
+        }
+        let config = target().join(format!("measure/mix-{}-{label}.toml", self.name()));
+        std::fs::write(&config, text)?;
+        Server::quadrant(&self.folder, &config)
+    }
+}
