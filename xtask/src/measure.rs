@@ -88,7 +88,11 @@ fn bench(address: &str, arguments: &[&str]) -> Result<Report> {
 
 /// Runs `quadrant bench` with these arguments.
 fn bench_any(address: &str, arguments: &[&str]) -> Result<Report> {
-    let output = std::process::Command::new(program("quadrant"))
+    // The generator stands for other machines, so it goes before the server where that is allowed; elsewhere
+    // `nice` only says that it is not, and how late it sends is measured anyway.
+    let output = std::process::Command::new("nice")
+        .args(["-n", "-10"])
+        .arg(program("quadrant"))
         .args(["bench", "--quiet", "--json", "-", "--address", address])
         .args(arguments)
         .output()

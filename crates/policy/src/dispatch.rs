@@ -81,6 +81,7 @@ impl Policy {
     fn start(&mut self, now: Time, model: ModelId, lane: LaneShape, batch: Candidate, actions: &mut Vec<Action>) {
         let id = StepId(self.next_step);
         self.next_step += 1;
+        self.load.note_step(self.running.is_empty() && self.queued == batch.requests.len());
         let share = batch.predicted / batch.kind.rows.max(1);
         for request in &batch.requests {
             self.dequeue(*request);

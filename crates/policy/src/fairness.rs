@@ -61,7 +61,7 @@ impl Fairness {
         if !lately || had <= self.level {
             return Duration::ZERO;
         }
-        let excess = (had / self.level.max(1e-9) - 1.0).min(1.0);
+        let excess = (had / self.level.max(1e-9) - 1.0).clamp(0.0, 1.0);
         span.mul_f64(RESERVE_MAX * excess)
     }
 }

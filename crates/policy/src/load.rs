@@ -1,16 +1,17 @@
-//! What the present load is like, in a few slowly moving numbers: how busy the device is with urgent work,
+//! What the present load is like, in a few slowly moving numbers: whether steps find the device to themselves,
 //! how tight the tightest objective is, and what handing a step over costs.
 
 use std::time::Duration;
 
 use quadrant_types::Time;
 
-/// The time over which the load is averaged.
-const AVERAGED_OVER: Duration = Duration::from_millis(500);
+/// How much the latest step says about whether steps find the device to themselves.
+const ALONE_RATE: f64 = 1.0 / 16.0;
 /// How long the tightest objective is remembered after it was last seen.
 const REMEMBERED_FOR: Duration = Duration::from_secs(10);
-/// Below this load there is room to give a lone step more cores than is efficient.
-const LIGHT: f64 = 0.4;
+/// The share of steps that must have found nobody else for the load to be light: then there is room to give
+/// a lone step more cores than is efficient.
+const LIGHT: f64 = 0.75;
 /// A step is long if it takes more than this share of the tightest objective,
 const LONG_DIVISOR: u32 = 8;
 /// and no step is long that takes less than this: preempting it would gain nothing.
@@ -19,22 +20,22 @@ const LONG_MIN: Duration = Duration::from_millis(1);
 /// See the module's text.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Load {
-    /// The share of the device's core time that urgent steps took of late.
-    busy: f64,
-    updated: Time,
+    /// The share of steps that found something else running or waiting, of late.
+    company: f64,
     tightest: Option<(Duration, Time)>,
     now: Time,
     handoff_nanos: f64,
 }
 
 impl Load {
-    pub(crate) fn advance(&mut self, now: Time, busy_cores: usize, cores: usize) {
-        let passed = now.since(self.updated).as_secs_f64();
-        self.updated = now;
+    pub(crate) fn advance(&mut self, now: Time) {
         self.now = now;
-        // The first-order approximation of the exponential average, exact enough for a threshold.
-        let share = passed / (passed + AVERAGED_OVER.as_secs_f64());
-        self.busy += (busy_cores as f64 / cores as f64 - self.busy) * share;
+    }
+
+    /// A step begins, alone or not.
+    pub(crate) fn note_step(&mut self, alone: bool) {
+        let company = if alone { 0.0 } else { 1.0 };
+        self.company += (company - self.company) * ALONE_RATE;
     }
 
     /// A request came that is to be done within `span`.
@@ -55,7 +56,7 @@ impl Load {
     }
 
     pub(crate) fn is_light(&self) -> bool {
-        self.busy < LIGHT
+        self.company < 1.0 - LIGHT
     }
 
     /// Whether work with deadlines came of late.
@@ -89,20 +90,19 @@ mod tests {
         load.note_objective(at(1), 20 * MS);
         load.note_objective(at(1), 400 * MS);
         assert!(load.is_long(3 * MS) && !load.is_long(2 * MS));
-        load.advance(at(12), 0, 2);
+        load.advance(at(12));
         assert!(!load.has_deadlines());
         load.note_objective(at(12), 400 * MS);
         assert!(!load.is_long(40 * MS));
     }
 
     #[test]
-    fn the_load_is_a_moving_average() {
+    fn the_load_is_light_while_steps_find_nobody_else() {
         let mut load = Load::default();
-        for ms in 0..5_000 {
-            load.advance(Time::ZERO + ms * MS, 1, 2);
-        }
-        assert!((load.busy - 0.5).abs() < 0.01 && !load.is_light(), "{}", load.busy);
-        load.advance(Time::ZERO + 20_000 * MS, 0, 2);
+        assert!(load.is_light());
+        (0..40).for_each(|number| load.note_step(number % 2 == 0));
+        assert!(!load.is_light());
+        (0..40).for_each(|_| load.note_step(true));
         assert!(load.is_light());
     }
 }

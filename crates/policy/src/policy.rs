@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use quadrant_types::{
-    CoreSet, Ending, Error, ErrorCode, ModelId, Priority, Request, RequestId, SchedulingClass, StepId, Time,
-    Work,
+    CoreSet, Ending, Error, ErrorCode, ModelId, Priority, Request, RequestId, StepId, Time, Work,
 };
 use rustc_hash::FxHashMap;
 
@@ -112,7 +111,7 @@ impl Policy {
         self.pace(now);
         self.floor.advance(now);
         self.demand.advance(now);
-        self.load.advance(now, self.busy_cores(SchedulingClass::Urgent).len(), self.cores.len());
+        self.load.advance(now);
         self.expire(now, actions);
         self.shed(now, actions);
         match event {
