@@ -316,6 +316,10 @@ impl Policy {
         let handoff = report.began.since(step.began) + now.since(report.ended);
         self.load.note_handoff(handoff);
         let Some(queue) = self.models.get_mut(&step.model).filter(|_| !step.is_stuck()) else { return };
+        if !queue.warm.contains(&step.lane.id) {
+            queue.warm.push(step.lane.id);
+            return;
+        }
         let actual = step.progress.saturating_sub(handoff);
         queue.costs.learn(step.kind_seen(), step.bytes, step.predicted, actual);
     }

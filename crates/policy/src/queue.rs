@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use quadrant_types::{RequestId, ShapeId, Time};
+use quadrant_types::{LaneId, RequestId, ShapeId, Time};
 use smallvec::SmallVec;
 
 use crate::cost::{Beside, Costs, Kind};
@@ -53,6 +53,8 @@ pub(crate) struct ModelQueue {
     pub(crate) waiting: BTreeMap<OrderKey, Waiting>,
     /// Rows that wait with a deadline.
     pub(crate) urgent_rows: u32,
+    /// Lanes on which it has run: the first step on a lane warms caches and threads up.
+    pub(crate) warm: SmallVec<[LaneId; 8]>,
     /// Work with a deadline that was admitted, in seconds of the whole device.
     pub(crate) admitted: Lately,
 }
@@ -85,7 +87,14 @@ impl Candidate {
 impl ModelQueue {
     pub(crate) fn new(terms: ModelTerms) -> Self {
         assert!(!terms.widths.is_empty(), "a model has at least one width");
-        Self { costs: Costs::new(&terms), terms, waiting: BTreeMap::new(), urgent_rows: 0, admitted: Lately::default() }
+        Self {
+            costs: Costs::new(&terms),
+            terms,
+            waiting: BTreeMap::new(),
+            urgent_rows: 0,
+            warm: SmallVec::new(),
+            admitted: Lately::default(),
+        }
     }
 
     pub(crate) fn insert(&mut self, key: OrderKey, waiting: Waiting) {
