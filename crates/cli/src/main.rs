@@ -10,6 +10,7 @@ mod infer;
 mod logging;
 mod serve;
 mod settings;
+mod simulate;
 
 use std::process::ExitCode;
 
@@ -36,6 +37,10 @@ enum Command {
     Infer(infer::InferArgs),
     /// Send load and report latency percentiles.
     Bench(bench::BenchArgs),
+    /// Simulate many models on one device under a load.
+    Simulate(simulate::SimulateArgs),
+    /// Find the highest load that meets the objectives, and how many devices a load needs.
+    Plan(simulate::PlanArgs),
     /// Print the checked configuration with every default, as a file that `serve --config` takes.
     Config(serve::ConfigArgs),
 }
@@ -58,6 +63,8 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Demo(args) => demo::run(args),
         Command::Infer(args) => infer::run(args),
         Command::Bench(args) => bench::run_bench(args),
+        Command::Simulate(args) => simulate::run(args),
+        Command::Plan(args) => simulate::plan(args),
         Command::Config(args) => serve::print_config(args),
     }
 }

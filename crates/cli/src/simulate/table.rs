@@ -1,0 +1,55 @@
+//! What simulations gave, for a person.
+
+use std::fmt::Write;
+
+use super::{Answer, Cell};
+
+/// One line for each policy and load, then the models of each.
+pub(super) fn of(cells: &[Cell]) -> String {
+    let mut text = String::new();
+    let mut add = |line: String| writeln!(text, "{line}").expect("a string takes every text");
+    add(format!(
+        "{:<10}{:>6} {:>11}{:>12}{:>11}{:>8}",
+        "policy", "load", "attainment", "in time/s", "admitted", "busy"
+    ));
+    for cell in cells {
+        let Cell { policy, load, attainment, goodput, kept, utilisation, .. } = cell;
+        add(format!("{policy:<10}{load:>6.2} {attainment:>11.4}{goodput:>12.1}{kept:>11.4}{utilisation:>8.3}"));
+    }
+    add(format!(
+        "\n{:<10}{:>6} {:<20}{:>11}{:>12}{:>10}{:>10}{:>11}",
+        "policy", "load", "model", "attainment", "answered/s", "p50 ms", "p99 ms", "rows/step"
+    ));
+    for cell in cells {
+        for model in &cell.models {
+            add(format!(
+                "{:<10}{:>6.2} {:<20}{:>11.4}{:>12.1}{:>10.2}{:>10.2}{:>11.2}",
+                cell.policy,
+                cell.load,
+                model.name,
+                model.attainment,
+                model.answered_per_second,
+                model.p50_ms,
+                model.p99_ms,
+                model.rows_per_step
+            ));
+        }
+    }
+    text
+}
+
+/// The answer of a plan.
+pub(super) fn plan(answer: &Answer, load: Option<f64>) -> String {
+    let Answer { policy, attainment, load_per_device, rates, devices } = answer;
+    let mut text = format!(
+        "under `{policy}` one device meets every objective for {:.1} % of requests up to a load of {load_per_device:.2}:\n",
+        attainment * 100.0
+    );
+    for (name, rate) in rates {
+        writeln!(text, "  {name:<24}{rate:>10.1}/s").expect("a string takes every text");
+    }
+    if let (Some(load), Some(devices)) = (load, devices) {
+        writeln!(text, "a load of {load} needs {devices} devices, each with an even share").expect("as above");
+    }
+    text
+}
