@@ -24,6 +24,8 @@ pub(crate) struct Device {
     own_lanes: bool,
     faults: Faults,
     running: Vec<Active>,
+    /// Core time in which a step ran.
+    pub(crate) busy: Duration,
     now: Time,
     random: fastrand::Rng,
 }
@@ -63,6 +65,7 @@ impl Device {
             own_lanes: scenario.models.iter().any(|model| model.terms.lane.is_some()),
             faults: scenario.faults,
             running: Vec::new(),
+            busy: Duration::ZERO,
             now: Time::ZERO,
             random,
         }
@@ -139,6 +142,8 @@ impl Device {
     }
 
     fn advance(&mut self, now: Time) {
+        let cores = self.running.iter().fold(CoreSet::EMPTY, |cores, active| cores.union(active.lane.cores));
+        self.busy += now.since(self.now) * u32::try_from(cores.len()).unwrap_or(0);
         let passed = now.since(self.now).as_nanos() as f64;
         self.now = now;
         for active in &mut self.running {

@@ -110,13 +110,12 @@ impl Experiment {
         let models = || report.models.iter();
         let in_time: u64 = models().map(|model| model.in_time).sum();
         let admitted: u64 = models().map(|model| model.with_objective - model.refused).sum();
-        let busy: Duration = models().map(|model| model.busy).sum();
         Ok(Outcome {
             load,
             worst: models().map(crate::ModelReport::attainment).fold(1.0, f64::min),
             goodput: in_time as f64 / seconds,
             kept: if admitted == 0 { 1.0 } else { in_time as f64 / admitted as f64 },
-            utilisation: busy.as_secs_f64() / (seconds * self.cores as f64),
+            utilisation: report.busy.as_secs_f64() / (seconds * self.cores as f64),
             report,
         })
     }

@@ -13,6 +13,8 @@ pub struct Report {
     pub models: Vec<ModelReport>,
     /// What ran where, for the first steps of the run.
     pub spans: Vec<Span>,
+    /// Core time in which a step ran.
+    pub busy: Duration,
     /// Events the scheduler took in.
     pub events: u64,
     /// Over every action at its time; equal for equal runs.
@@ -45,8 +47,6 @@ pub struct ModelReport {
     pub in_time: u64,
     /// Requests with an objective that were refused on arrival, and those given up or expired later.
     pub refused: u64,
-    /// The time of its steps from beginning to end, times their cores.
-    pub busy: Duration,
     /// Requests by how they ended: `completed`, or the name of an error code.
     pub endings: BTreeMap<&'static str, u64>,
     /// From arrival to ending of the completed requests, ascending.

@@ -233,8 +233,6 @@ impl<'a, S: Scheduler> Simulation<'a, S> {
     fn end_step(&mut self) -> Option<Event> {
         let ended = self.device.end(self.now)?;
         let report = ended.report;
-        let took = report.ended.since(report.began);
-        self.models[ended.model].busy += took * u32::try_from(ended.lane.cores.len()).unwrap_or(1);
         if self.spans.len() < SPANS_MAX {
             let (lane, began, ended_at) = (ended.lane.id, report.began, report.ended);
             self.spans.push(Span { lane, model: ended.model, began, ended: ended_at });
@@ -283,6 +281,7 @@ impl<'a, S: Scheduler> Simulation<'a, S> {
         Report {
             models: self.models,
             spans: self.spans,
+            busy: self.device.busy,
             events: self.events,
             log_hash: self.log_hash,
             ended_at: self.now,
