@@ -79,11 +79,7 @@ impl Connection {
     }
 }
 
-async fn send_http(
-    sender: &mut SendRequest<Full<Bytes>>,
-    request: &Prepared,
-    clock: Clock,
-) -> Outcome {
+async fn send_http(sender: &mut SendRequest<Full<Bytes>>, request: &Prepared, clock: Clock) -> Outcome {
     let broken = |error: hyper::Error| Outcome::Failed(format!("connection: {error}"));
     let Some(request) = request.http() else { return Outcome::Failed("wrong protocol".to_owned()) };
     if let Err(error) = sender.ready().await {

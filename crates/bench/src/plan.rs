@@ -125,7 +125,9 @@ impl Plan {
                 fail("`rate` must be above 0 and at most 1000000 per second")
             }
             Arrivals::Trace { times_ms, .. } if times_ms.is_empty() => fail("the trace has no arrivals"),
-            Arrivals::Trace { times_ms, models, .. } if !models.is_empty() && models.len() != times_ms.len() => {
+            Arrivals::Trace { times_ms, models, .. }
+                if !models.is_empty() && models.len() != times_ms.len() =>
+            {
                 fail("every arrival of a trace needs a model, or none")
             }
             Arrivals::Trace { models, .. } if models.iter().any(|model| *model >= self.mix.len()) => {

@@ -53,11 +53,7 @@ impl Record {
             bytes_sent: 0,
             bytes_received: 0,
         };
-        Self {
-            models: objectives.iter().map(model).collect(),
-            lag: histogram(),
-            recent: histogram(),
-        }
+        Self { models: objectives.iter().map(model).collect(), lag: histogram(), recent: histogram() }
     }
 
     /// A request of the counted part of the run has ended.

@@ -95,7 +95,8 @@ fn parse_trace(text: &str) -> Result<Trace, String> {
         let time = line.split(',').nth(column).and_then(|cell| cell.trim().parse::<f64>().ok());
         let time = time.filter(|time| time.is_finite() && *time >= 0.0);
         let time = time.ok_or_else(|| format!("no time in row {}: `{line}`", index + 1))?;
-        let model = model_column.map(|column| line.split(',').nth(column).unwrap_or_default().trim().to_owned());
+        let model =
+            model_column.map(|column| line.split(',').nth(column).unwrap_or_default().trim().to_owned());
         times.push((time, model));
     }
     times.sort_by(|one, other| one.0.total_cmp(&other.0));

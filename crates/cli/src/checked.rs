@@ -54,7 +54,8 @@ pub(crate) fn node_config(settings: &Settings, models_dir: &Path, libraries: &[P
 /// The first value that cannot be meant, with its name.
 pub(crate) fn named_objectives(settings: &Settings) -> Result<NamedObjectives> {
     let checked = |(name, fields): (&String, &ObjectiveFields)| {
-        let latency = fields.latency_ms.map(|value| milliseconds(&format!("objectives.{name}.latency_ms"), value));
+        let latency =
+            fields.latency_ms.map(|value| milliseconds(&format!("objectives.{name}.latency_ms"), value));
         let priority = fields.priority.map(|value| {
             at_least_one(&format!("objectives.{name}.priority"), value as usize).map(|_| Priority(value))
         });
@@ -91,7 +92,9 @@ pub(crate) fn device_cores(wanted: &[usize]) -> Result<CoreSet> {
 
 fn discipline(name: &str) -> Result<Discipline> {
     let known = Discipline::ALL.into_iter().find(|discipline| discipline.name() == name);
-    known.with_context(|| format!("`scheduler.policy` must be `quadrant`, `fifo` or `clockwork`, not `{name}`"))
+    known.with_context(|| {
+        format!("`scheduler.policy` must be `quadrant`, `fifo` or `clockwork`, not `{name}`")
+    })
 }
 
 fn permille(share: f64) -> Result<u32> {
@@ -146,7 +149,8 @@ fn model_settings(fields: &ModelFields) -> Result<ModelSettings> {
         Some("demote") => Some(Unmet::Demote),
         Some(other) => bail!("`unmet` must be `refuse` or `demote`, not `{other}`"),
     };
-    let priority = fields.priority.map(|priority| at_least_one("priority", priority as usize).map(|_| priority));
+    let priority =
+        fields.priority.map(|priority| at_least_one("priority", priority as usize).map(|_| priority));
     Ok(ModelSettings {
         engine,
         batching,

@@ -6,6 +6,7 @@ mod cache;
 mod checked;
 mod client;
 mod demo;
+mod explain;
 mod infer;
 mod logging;
 mod serve;
@@ -41,6 +42,8 @@ enum Command {
     Simulate(simulate::SimulateArgs),
     /// Find the highest load that meets the objectives, and how many devices a load needs.
     Plan(simulate::PlanArgs),
+    /// Say why a request took as long as it did.
+    Explain(explain::ExplainArgs),
     /// Print the checked configuration with every default, as a file that `serve --config` takes.
     Config(serve::ConfigArgs),
 }
@@ -65,6 +68,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Bench(args) => bench::run_bench(args),
         Command::Simulate(args) => simulate::run(args),
         Command::Plan(args) => simulate::plan(args),
+        Command::Explain(args) => explain::run(args),
         Command::Config(args) => serve::print_config(args),
     }
 }

@@ -15,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::cache;
-use crate::checked::{named_objectives, at_least_one, device_cores, node_config, seconds};
+use crate::checked::{at_least_one, device_cores, named_objectives, node_config, seconds};
 use crate::settings::Settings;
 
 /// Where to serve; stronger than the configuration file.

@@ -120,7 +120,10 @@ pub(crate) fn run(args: &SimulateArgs) -> Result<()> {
     }
     let workload = read(&args.workload, args.seed)?;
     ensure!(args.runs > 0, "`--runs` must be at least 1");
-    ensure!(args.loads.iter().all(|load| (0.001..=100.0).contains(load)), "`--loads` must be from 0.001 to 100");
+    ensure!(
+        args.loads.iter().all(|load| (0.001..=100.0).contains(load)),
+        "`--loads` must be from 0.001 to 100"
+    );
     let policies = args.policies.iter().map(|name| policy(name)).collect::<Result<Vec<_>>>()?;
     let (mut cells, mut last) = (Vec::new(), None);
     for load in &args.loads {
@@ -133,7 +136,9 @@ pub(crate) fn run(args: &SimulateArgs) -> Result<()> {
         }
     }
     match &args.json {
-        Some(path) if path.as_os_str() == "-" => print(&format!("{}\n", serde_json::to_string_pretty(&cells)?)),
+        Some(path) if path.as_os_str() == "-" => {
+            print(&format!("{}\n", serde_json::to_string_pretty(&cells)?))
+        }
         Some(path) => write(path, &serde_json::to_string_pretty(&cells)?)?,
         None => {}
     }
@@ -173,14 +178,16 @@ pub(crate) fn plan(args: &PlanArgs) -> Result<()> {
     ensure!((0.0..1.0).contains(&args.attainment), "`--attainment` must be from 0 to below 1");
     ensure!(args.runs > 0, "`--runs` must be at least 1");
     let serves = |load: f64| -> Result<bool> {
-        let worst = outcomes(&workload, discipline, load, args.runs)?.iter().map(|run| run.worst).fold(1.0, f64::min);
+        let worst =
+            outcomes(&workload, discipline, load, args.runs)?.iter().map(|run| run.worst).fold(1.0, f64::min);
         Ok(worst >= args.attainment)
     };
     let load_per_device = highest(serves)?;
     let devices = args.load.map(|load| devices(load, serves)).transpose()?;
     let names = workload.experiment.models.iter().map(|model| model.name.clone());
     let rates = names.zip(workload.experiment.rates(load_per_device)).collect();
-    let answer = Answer { policy: discipline.name(), attainment: args.attainment, load_per_device, rates, devices };
+    let answer =
+        Answer { policy: discipline.name(), attainment: args.attainment, load_per_device, rates, devices };
     if args.json {
         print(&format!("{}\n", serde_json::to_string_pretty(&answer)?));
     } else {
@@ -243,7 +250,8 @@ fn outcomes(workload: &Workload, discipline: Discipline, load: f64, runs: u64) -
 }
 
 fn cell(workload: &Workload, discipline: Discipline, outcomes: &[Outcome]) -> Cell {
-    let mean = |of: &dyn Fn(&Outcome) -> f64| outcomes.iter().map(of).sum::<f64>() / outcomes.len().max(1) as f64;
+    let mean =
+        |of: &dyn Fn(&Outcome) -> f64| outcomes.iter().map(of).sum::<f64>() / outcomes.len().max(1) as f64;
     let model = |(index, name): (usize, &String)| {
         let figure = |of: &dyn Fn(&ModelReport) -> f64| mean(&|outcome| of(&outcome.report.models[index]));
         ModelCell {

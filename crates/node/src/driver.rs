@@ -16,11 +16,13 @@ use quadrant_engine::{
 };
 use quadrant_policy::{Action, Event, Policy, Step, StepOutcome, StepReport};
 use quadrant_types::{
-    Clock, Ending, Error, ErrorCode, LaneId, ModelId, Request, RequestId, StepId, Time, Timing, Work,
+    Clock, Ending, Error, ErrorCode, LaneId, ModelId, Objective, Request, RequestId, StepId, Time, Timing,
+    Work,
 };
 use tokio::sync::oneshot;
 
 use crate::message::{Message, Pending, to_client};
+use crate::recorder::{Explanation, Recorder, RequestRecord, StepRecord};
 use crate::registry::Registry;
 use crate::telemetry::{Snapshot, Telemetry};
 use crate::ticker::Ticker;
@@ -51,6 +53,7 @@ struct Core {
     pending: BTreeMap<RequestId, Pending>,
     steps: BTreeMap<StepId, (Arc<ModelEntry>, Step)>,
     actions: Vec<Action>,
+    recorder: Recorder,
 }
 
 impl Driver {
@@ -61,6 +64,7 @@ impl Driver {
             pending: BTreeMap::new(),
             steps: BTreeMap::new(),
             actions: Vec::new(),
+            recorder: Recorder::default(),
         };
         Arc::new(Self {
             ticker: Ticker::new(),
@@ -114,8 +118,16 @@ impl Driver {
         };
         let request = Request { id, model: model.id, tenant, priority, arrived, objective, work };
         let timing = Timing { arrived, submitted: self.clock.now(), ..Timing::default() };
-        let pending =
-            Box::new(Pending { request, model, inputs, outputs, answer: sender, timing, computed: None });
+        let pending = Box::new(Pending {
+            request,
+            model,
+            inputs,
+            outputs,
+            answer: sender,
+            timing,
+            step: None,
+            computed: None,
+        });
         {
             let mut inbox = lock(&self.inbox);
             if inbox.len() >= INBOX_ARRIVALS_MAX {
@@ -269,8 +281,26 @@ impl Driver {
 
     /// Gives the outputs of a step to its requests and tells the scheduler how it went.
     fn take_report(&self, core: &mut Core, report: LaneReport) -> StepReport {
-        let LaneReport { step, began, gathered, computed, scattered, result, .. } = report;
+        let LaneReport { step, began, gathered, computed, scattered, result, core_time, .. } = report;
         let (model, step_plan) = core.steps.remove(&step).expect("only running steps are reported");
+        if let Some(lane) = core.lanes.get(&step_plan.lane) {
+            let (cores, class) = (lane.spec().cores, lane.spec().class);
+            model.metrics.used(class, core_time);
+            core.recorder.step(StepRecord {
+                id: step,
+                model: Arc::clone(&model.spec.name),
+                model_id: model.id,
+                lane: step_plan.lane,
+                cores,
+                class,
+                rows: step_plan.rows,
+                requests: step_plan.requests.len(),
+                predicted: step_plan.predicted,
+                began,
+                ended: scattered,
+                beside: step_plan.beside,
+            });
+        }
         let outcome = match result {
             Ok(parts) => {
                 let executed = Executed { began, gathered, computed, scattered };
@@ -304,17 +334,22 @@ impl Driver {
             if let Some(lane) = core.lanes.get(&step.lane) {
                 (timing.width, timing.class) = (lane.spec().cores.len(), lane.spec().class);
             }
+            pending.step = Some(step.id);
             pending.computed = Some(part.outputs);
         }
     }
 
     fn end(&self, core: &mut Core, id: RequestId, ending: Ending) {
         let pending = core.pending.remove(&id).expect("every request ends exactly once");
+        let now = self.clock.now();
+        core.recorder.request(recorded(&pending, &ending, now));
+        pending.model.metrics.ended(&pending.request, &ending, now);
+        self.telemetry.tenant_ended(pending.request.tenant, &ending);
         let result = match ending {
             Ending::Completed => {
-                pending.model.metrics.completed(&pending.timing, self.clock.now());
+                pending.model.metrics.completed(&pending.timing, now);
                 let outputs = pending.computed.expect("a completed request was given its outputs");
-                Ok(Answer { outputs, timing: pending.timing })
+                Ok(Answer { id, outputs, timing: pending.timing })
             }
             Ending::Failed(error) => {
                 pending.model.metrics.failed(error.code);
@@ -324,6 +359,16 @@ impl Driver {
         self.telemetry.ended.inc();
         // Nobody listens any more if the client left; that it ended is what counts.
         drop(pending.answer.send(result));
+    }
+
+    /// Why a request took as long as it did.
+    pub(crate) fn explain(&self, id: RequestId) -> Option<Explanation> {
+        self.visit(|core| core.recorder.explain(id))
+    }
+
+    /// The slowest requests of the last minutes.
+    pub(crate) fn slowest(&self) -> Vec<Explanation> {
+        self.visit(|core| core.recorder.slowest())
     }
 
     /// What the metrics show of the present state.
@@ -366,6 +411,22 @@ impl std::fmt::Debug for Driver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Driver").finish_non_exhaustive()
     }
+}
+
+/// What is remembered of a request that ends.
+fn recorded(pending: &Pending, ending: &Ending, now: Time) -> RequestRecord {
+    let Request { id, tenant, objective, .. } = pending.request;
+    let (outcome, reason) = match ending {
+        Ending::Completed => ("completed", None),
+        Ending::Failed(error) => (error.code.name(), error.reason),
+    };
+    let wanted_by = match objective {
+        Objective::BestEffort => None,
+        Objective::EndBy(by) | Objective::Target { by, .. } => Some(by),
+    };
+    let model = Arc::clone(&pending.model.spec.name);
+    let (timing, step) = (pending.timing, pending.step);
+    RequestRecord { id, model, tenant, timing, step, ended: now, wanted_by, outcome, reason }
 }
 
 /// The times of a step's stages.

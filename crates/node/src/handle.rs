@@ -5,14 +5,16 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use quadrant_types::{Clock, Error, ErrorCode, Objective, Priority, RequestId, TenantId, Tensor, Time, Timing};
+use quadrant_types::{
+    Clock, Error, ErrorCode, Objective, Priority, RequestId, TenantId, Tensor, Time, Timing,
+};
 use tokio::sync::oneshot;
 
 use crate::driver::Driver;
 use crate::registry::Registry;
 use crate::telemetry::Telemetry;
 use crate::tenants::Tenants;
-use crate::{IndexEntry, ModelEntry};
+use crate::{Explanation, IndexEntry, ModelEntry};
 
 /// A request with its payload, checked against the model's spec.
 #[derive(Clone, Debug)]
@@ -36,6 +38,8 @@ pub struct Submission {
 /// A complete answer.
 #[derive(Clone, Debug)]
 pub struct Answer {
+    /// Which request it was, for [`Handle::explain`].
+    pub id: RequestId,
     /// The wanted outputs, in the order asked for.
     pub outputs: Vec<Tensor>,
     /// Where the time went.
@@ -117,6 +121,17 @@ impl Handle {
     /// Every model of the repository, by name and version.
     pub fn index(&self) -> Vec<IndexEntry> {
         self.registry.index()
+    }
+
+    /// Why a request took as long as it did, if it is still remembered: it is one of the last some thousand,
+    /// or one of the slowest of the last minutes.
+    pub fn explain(&self, id: RequestId) -> Option<Explanation> {
+        self.driver.explain(id)
+    }
+
+    /// The slowest requests of the last minutes, the slowest first.
+    pub fn slowest(&self) -> Vec<Explanation> {
+        self.driver.slowest()
     }
 
     /// The metrics in Prometheus' text format 0.0.4.

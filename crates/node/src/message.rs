@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use quadrant_engine::{EngineError, LaneReport};
 use quadrant_policy::ModelTerms;
-use quadrant_types::{Error, ErrorCode, ModelId, Request, RequestId, TenantId, Tensor, Timing};
+use quadrant_types::{Error, ErrorCode, ModelId, Request, RequestId, StepId, TenantId, Tensor, Timing};
 use tokio::sync::oneshot;
 
 use crate::{Answer, ModelEntry};
@@ -28,6 +28,8 @@ pub(crate) struct Pending {
     pub(crate) outputs: Arc<[usize]>,
     pub(crate) answer: oneshot::Sender<Result<Answer, Error>>,
     pub(crate) timing: Timing,
+    /// The step it was in, once that has ended.
+    pub(crate) step: Option<StepId>,
     /// The outputs, once its lane has brought them.
     pub(crate) computed: Option<Vec<Tensor>>,
 }

@@ -77,7 +77,8 @@ impl Node {
             ),
         };
         let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
-        let telemetry = Arc::new(Telemetry::new());
+        let tenants = Arc::new(Tenants::new(&config.weights));
+        let telemetry = Arc::new(Telemetry::new(Arc::clone(&tenants)));
         let lanes = lane_specs(config.cores, config.discipline, found.len());
         let shape = |lane: &LaneSpec| LaneShape { id: lane.id, cores: lane.cores, class: lane.class };
         let policy = Policy::new(lanes.iter().map(shape).collect(), config.limits, config.discipline);
@@ -90,7 +91,6 @@ impl Node {
         let lane_error = |source| StartError::Lanes { cores, source };
         driver.adopt(lanes.iter().map(start).collect::<Result<_, _>>().map_err(lane_error)?);
         let registry = Arc::new(Registry::default());
-        let tenants = Arc::new(Tenants::new(&config.weights));
         for (tenant, weight) in tenants.weights() {
             driver.post(Message::Weight(tenant, weight));
         }
@@ -157,11 +157,8 @@ fn lane_specs(cores: CoreSet, discipline: Discipline, models: usize) -> Vec<Lane
 
 /// An urgent lane for each core.
 pub(crate) fn single_lanes(cores: CoreSet) -> impl Iterator<Item = LaneSpec> {
-    let spec = |core| LaneSpec {
-        id: LaneId(0),
-        cores: CoreSet::from_cores([core]),
-        class: SchedulingClass::Urgent,
-    };
+    let spec =
+        |core| LaneSpec { id: LaneId(0), cores: CoreSet::from_cores([core]), class: SchedulingClass::Urgent };
     cores.cores().map(spec)
 }
 

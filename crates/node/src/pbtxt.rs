@@ -308,7 +308,7 @@ mod tests {
         let expect = ModelSettings {
             engine: Some(EngineKind::Rten),
             batching: Some(Batching::UpTo(8)),
-                queue_max: Some(7),
+            queue_max: Some(7),
             delay_max: Some(Duration::from_millis(2)),
         };
         assert_eq!(config.settings, expect);

@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use quadrant_types::{DataType, Error, ErrorCode, ModelId, ModelSpec, Objective, Priority, Shape, ShapeId, Tensor, Time};
+use quadrant_types::{
+    DataType, Error, ErrorCode, ModelId, ModelSpec, Objective, Priority, Shape, ShapeId, Tensor, Time,
+};
 use smallvec::SmallVec;
 
 use crate::telemetry::ModelMetrics;

@@ -13,9 +13,13 @@ use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
 };
-use quadrant_types::{Error, ErrorCode, LaneId, StepId, Time, Timing};
+use quadrant_types::{
+    Ending, Error, ErrorCode, LaneId, Objective, Reason, Request, SchedulingClass, StepId, TenantId, Time,
+    Timing,
+};
 
 use crate::ModelEntry;
+use crate::tenants::Tenants;
 
 /// Upper bounds of the duration histograms, in microseconds: 100 us to 50 s, about three a decade.
 const DURATION_BUCKETS_US: [f64; 18] = [
@@ -28,12 +32,21 @@ const RATIO_BUCKETS: [f64; 12] = [0.25, 0.5, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2
 /// Triton's reasons for a failed request.
 const REASONS: [&str; 4] = ["REJECTED", "CANCELED", "BACKEND", "OTHER"];
 
+/// What can become of a request with an objective.
+const OUTCOMES: [&str; 5] = ["in_time", "late", "refused", "given_up", "failed"];
+
+/// The scheduling classes of steps, as labels.
+const CLASSES: [(SchedulingClass, &str); 2] =
+    [(SchedulingClass::Urgent, "urgent"), (SchedulingClass::Idle, "preemptible")];
+
 /// All metric families of the node.
 pub(crate) struct Telemetry {
     registry: Registry,
     families: Families,
     pub(crate) accepted: IntCounter,
     pub(crate) ended: IntCounter,
+    tenants: IntCounterVec,
+    names: Arc<Tenants>,
     lanes_stalled: IntGauge,
     resident_bytes: IntGauge,
     invariant_violations: IntCounter,
@@ -51,6 +64,9 @@ struct Families {
     load_seconds: prometheus::GaugeVec,
     codes: IntCounterVec,
     ratio: HistogramVec,
+    objectives: IntCounterVec,
+    refusals: IntCounterVec,
+    core_seconds: prometheus::CounterVec,
 }
 
 /// The present state, for the gauges.
@@ -72,7 +88,7 @@ const STAGES: [(&str, &str); 5] = [
 ];
 
 impl Telemetry {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(names: Arc<Tenants>) -> Self {
         let registry = Registry::new();
         let counter = |name: &str, help: &str| {
             keep(&registry, IntCounter::with_opts(Opts::new(name, help)).expect("the name is valid"))
@@ -84,6 +100,18 @@ impl Telemetry {
             families: Families::new(&registry),
             accepted: counter("quadrant_requests_accepted_total", "Requests that reached the scheduler"),
             ended: counter("quadrant_requests_ended_total", "Requests that ended, each exactly once"),
+            tenants: keep(
+                &registry,
+                IntCounterVec::new(
+                    Opts::new(
+                        "quadrant_tenant_requests_total",
+                        "Requests of tenants that gave a name, by outcome",
+                    ),
+                    &["tenant", "outcome"],
+                )
+                .expect("the name is valid"),
+            ),
+            names,
             lanes_stalled: gauge("quadrant_lanes_stalled", "Lanes whose step runs far longer than predicted"),
             resident_bytes: gauge("quadrant_resident_bytes", "Resident memory of the process"),
             invariant_violations: counter(
@@ -111,6 +139,17 @@ impl Telemetry {
             tracing::error!(invariant, "an invariant of the scheduler does not hold; please report this");
         }
         TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
+    }
+
+    /// A request of a tenant ended.
+    pub(crate) fn tenant_ended(&self, tenant: TenantId, ending: &Ending) {
+        if tenant != TenantId::default() {
+            let outcome = match ending {
+                Ending::Completed => "completed",
+                Ending::Failed(error) => error.code.name(),
+            };
+            self.tenants.with_label_values(&[self.names.name(tenant).as_str(), outcome]).inc();
+        }
     }
 
     pub(crate) fn lane_stalled(&self, lane: LaneId, step: StepId, model: Option<&str>) {
@@ -201,6 +240,24 @@ impl Families {
                 "Failed requests by error code",
                 &["model", "version", "code"],
             ),
+            objectives: counters(
+                "quadrant_objective_requests_total",
+                "Requests with an objective, by what became of it: the attainment is the share in time",
+                &["model", "version", "outcome"],
+            ),
+            refusals: counters(
+                "quadrant_refusals_total",
+                "Requests that the scheduler did not serve, by reason",
+                &["model", "version", "reason"],
+            ),
+            core_seconds: keep(
+                registry,
+                prometheus::CounterVec::new(
+                    Opts::new("quadrant_core_seconds_total", "Processor time of steps, by scheduling class"),
+                    &["model", "version", "class"],
+                )
+                .expect("the name is valid"),
+            ),
             ratio: histograms(
                 "quadrant_step_real_over_predicted",
                 "Real over predicted time of steps; the error of the cost model",
@@ -227,6 +284,9 @@ pub(crate) struct ModelMetrics {
     pending: IntGauge,
     load_seconds: prometheus::Gauge,
     ratio: Histogram,
+    objectives: [IntCounter; OUTCOMES.len()],
+    refusals: [IntCounter; Reason::ALL.len()],
+    core_seconds: [prometheus::Counter; CLASSES.len()],
 }
 
 impl ModelMetrics {
@@ -250,6 +310,12 @@ impl ModelMetrics {
             pending: families.pending.with_label_values(&model),
             load_seconds: families.load_seconds.with_label_values(&model),
             ratio: families.ratio.with_label_values(&model),
+            objectives: OUTCOMES
+                .map(|outcome| families.objectives.with_label_values(&[name, version.as_str(), outcome])),
+            refusals: Reason::ALL
+                .map(|reason| families.refusals.with_label_values(&[name, version.as_str(), reason.name()])),
+            core_seconds: CLASSES
+                .map(|(_, class)| families.core_seconds.with_label_values(&[name, version.as_str(), class])),
         }
     }
 
@@ -284,6 +350,38 @@ impl ModelMetrics {
         self.codes[ErrorCode::ALL.iter().position(|known| *known == code).unwrap_or_default()].inc();
     }
 
+    /// A request ended, in whatever way: what became of its objective.
+    pub(crate) fn ended(&self, request: &Request, ending: &Ending, now: Time) {
+        let wanted_by = match request.objective {
+            Objective::BestEffort => None,
+            Objective::EndBy(by) | Objective::Target { by, .. } => Some(by),
+        };
+        let reason = match ending {
+            Ending::Completed => None,
+            Ending::Failed(error) => error.reason,
+        };
+        if let Some(index) = reason.and_then(|reason| Reason::ALL.iter().position(|known| *known == reason)) {
+            self.refusals[index].inc();
+        }
+        if let Some(by) = wanted_by {
+            let outcome = match (ending, reason) {
+                (Ending::Completed, _) if now <= by => 0,
+                (Ending::Completed, _) => 1,
+                (Ending::Failed(_), Some(Reason::Shed | Reason::Expired)) => 3,
+                (Ending::Failed(_), Some(_)) => 2,
+                (Ending::Failed(_), None) => 4,
+            };
+            self.objectives[outcome].inc();
+        }
+    }
+
+    /// A step ran in this class for so much processor time.
+    pub(crate) fn used(&self, class: SchedulingClass, core_time: Duration) {
+        if let Some(index) = CLASSES.iter().position(|(known, _)| *known == class) {
+            self.core_seconds[index].inc_by(core_time.as_secs_f64());
+        }
+    }
+
     /// A step ran.
     pub(crate) fn executed(&self, rows: u32, real: Duration, predicted: Duration) {
         self.steps.inc();
@@ -306,7 +404,7 @@ mod tests {
 
     #[test]
     fn names_and_labels_are_tritons() {
-        let telemetry = Telemetry::new();
+        let telemetry = Telemetry::new(Arc::new(Tenants::new(&std::collections::BTreeMap::new())));
         let metrics = telemetry.model("addsub", 1);
         metrics.completed(&Timing::default(), Time::from_nanos(3_000_000));
         metrics.failed(ErrorCode::Cancelled);

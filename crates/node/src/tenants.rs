@@ -28,6 +28,12 @@ impl Tenants {
         self.configured.iter().copied()
     }
 
+    /// The name of a tenant; empty for those who give none.
+    pub(crate) fn name(&self, tenant: TenantId) -> String {
+        let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
+        names.iter().find(|(_, id)| **id == tenant).map(|(name, _)| name.clone()).unwrap_or_default()
+    }
+
     pub(crate) fn find(&self, name: &str) -> TenantId {
         let known = self.names.read().unwrap_or_else(PoisonError::into_inner).get(name).copied();
         known.unwrap_or_else(|| {

@@ -13,7 +13,7 @@ use quadrant_node::{
     Answer, Batching, Config, Handle, ModelSettings, ModelState, Node, Response, Submission,
 };
 use quadrant_policy::{Discipline, Limits};
-use quadrant_types::{CoreSet, DataType, Error, ErrorCode, Objective, Priority, TenantId, Shape, Tensor};
+use quadrant_types::{CoreSet, DataType, Error, ErrorCode, Objective, Priority, Shape, TenantId, Tensor};
 
 const IDENTITY: &str = r#"
 inputs = [{ name = "x", datatype = "FP32", dims = ["batch", 4] }]

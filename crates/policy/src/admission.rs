@@ -31,7 +31,12 @@ pub(crate) struct Plan {
 
 impl Policy {
     /// How the request is to be treated, or why it is refused.
-    pub(crate) fn admit(&mut self, now: Time, request: &Request, actions: &mut Vec<Action>) -> Result<Plan, Error> {
+    pub(crate) fn admit(
+        &mut self,
+        now: Time,
+        request: &Request,
+        actions: &mut Vec<Action>,
+    ) -> Result<Plan, Error> {
         self.within_bounds(request)?;
         let plan = self.plan(request);
         if plan.expires <= now {
@@ -72,7 +77,10 @@ impl Policy {
         }
         if self.queued >= self.limits.queued_requests_max {
             let queued_max = self.limits.queued_requests_max;
-            return full(Reason::ServerFull, format!("the server's queue is full: `{queued_max}` requests wait"));
+            return full(
+                Reason::ServerFull,
+                format!("the server's queue is full: `{queued_max}` requests wait"),
+            );
         }
         if self.bytes_in.saturating_add(bytes_in) > self.limits.bytes_in_max {
             let (held, bytes_max) = (self.bytes_in, self.limits.bytes_in_max);
@@ -84,9 +92,11 @@ impl Policy {
 
     /// A guess at how long this model's queue takes, for `Retry-After`.
     fn time_to_drain(&self, queue: &ModelQueue) -> Duration {
-        let rows: u32 = queue.waiting.values().take(64).fold(0, |sum, waiting| sum.saturating_add(waiting.rows));
+        let rows: u32 =
+            queue.waiting.values().take(64).fold(0, |sum, waiting| sum.saturating_add(waiting.rows));
         let all = u32::try_from(queue.waiting.len().div_ceil(64)).unwrap_or(u32::MAX).saturating_mul(rows);
-        let kind = Kind { shape: ShapeId::default(), rows: 1, width: queue.terms.widths[0], beside: Beside::Usual };
+        let kind =
+            Kind { shape: ShapeId::default(), rows: 1, width: queue.terms.widths[0], beside: Beside::Usual };
         let one_row = queue.costs.predict(kind, queue.terms.row_bytes);
         one_row.saturating_mul(all) / u32::try_from(self.cores.len()).unwrap_or(u32::MAX)
     }
@@ -200,7 +210,9 @@ impl Policy {
     /// nobody is chosen beforehand: those end whose turn comes too late.
     pub(crate) fn shed(&mut self, now: Time, actions: &mut Vec<Action>) {
         for _ in 0..SHED_MAX {
-            let (Some((most, _)), Some((least, key))) = (self.ranked.first(), self.ranked.last()) else { return };
+            let (Some((most, _)), Some((least, key))) = (self.ranked.first(), self.ranked.last()) else {
+                return;
+            };
             if most == least {
                 return;
             }

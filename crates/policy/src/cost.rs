@@ -131,7 +131,8 @@ impl Costs {
     fn scaled(&self, kind: Kind, bytes: u64) -> f64 {
         let beside = kind.beside != Beside::Nothing;
         let distance = |cost: &&Cost| {
-            let rows = if cost.rows <= kind.rows { kind.rows - cost.rows } else { cost.rows.saturating_mul(2) };
+            let rows =
+                if cost.rows <= kind.rows { kind.rows - cost.rows } else { cost.rows.saturating_mul(2) };
             (cost.width.abs_diff(kind.width), cost.beside != beside, rows)
         };
         let nearest = self.measured.iter().min_by_key(distance).expect("never empty");
@@ -184,7 +185,12 @@ mod tests {
             lane: None,
             queue_max: 10,
             delay_max: Duration::ZERO,
-            costs: vec![cost(1, 1, false, 10), cost(4, 1, false, 30), cost(1, 1, true, 12), cost(1, 2, false, 6)],
+            costs: vec![
+                cost(1, 1, false, 10),
+                cost(4, 1, false, 30),
+                cost(1, 1, true, 12),
+                cost(1, 2, false, 6),
+            ],
             row_bytes: 100,
             unmet: Unmet::Refuse,
         })
@@ -196,14 +202,9 @@ mod tests {
 
     #[test]
     fn unseen_steps_scale_from_the_nearest_measurement() {
-        for (rows, bytes, expect) in [
-            (1, 100, 10),
-            (2, 200, 20),
-            (4, 400, 30),
-            (8, 800, 60),
-            (1, 300, 30),
-            (1, 10, 10),
-        ] {
+        for (rows, bytes, expect) in
+            [(1, 100, 10), (2, 200, 20), (4, 400, 30), (8, 800, 60), (1, 300, 30), (1, 10, 10)]
+        {
             assert_eq!(costs().predict(kind(rows), bytes), expect * MS, "{rows} rows, {bytes} bytes");
         }
         assert_eq!(costs().predict(Kind { beside: Beside::Usual, ..kind(1) }, 100), 12 * MS);

@@ -67,7 +67,8 @@ impl Policy {
         let queue = &self.models[&model];
         let waiting = &queue.waiting[&key];
         let predicted = |width: &usize| {
-            let kind = Kind { shape: waiting.shape, rows: waiting.rows, width: *width, beside: Beside::Usual };
+            let kind =
+                Kind { shape: waiting.shape, rows: waiting.rows, width: *width, beside: Beside::Usual };
             queue.costs.predict(kind, waiting.bytes_in)
         };
         let fastest = widths.iter().map(predicted).min().unwrap_or(Duration::ZERO);
@@ -78,7 +79,14 @@ impl Policy {
         self.give_up(id, shed("it came to its turn too late"), actions);
     }
 
-    fn start(&mut self, now: Time, model: ModelId, lane: LaneShape, batch: Candidate, actions: &mut Vec<Action>) {
+    fn start(
+        &mut self,
+        now: Time,
+        model: ModelId,
+        lane: LaneShape,
+        batch: Candidate,
+        actions: &mut Vec<Action>,
+    ) {
         let id = StepId(self.next_step);
         self.next_step += 1;
         self.load.note_step(self.running.is_empty() && self.queued == batch.requests.len());
@@ -105,6 +113,7 @@ impl Policy {
             began: now,
             progress: Duration::ZERO,
             preempted: false,
+            was_preempted: false,
             beside_time: Duration::ZERO,
             neighbour: None,
             booking: None,

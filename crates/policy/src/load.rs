@@ -47,8 +47,10 @@ impl Load {
     }
 
     pub(crate) fn note_handoff(&mut self, took: Duration) {
-        let nanos = (took.as_secs_f64() * 1e9).min(1e6);
-        self.handoff_nanos += (nanos - self.handoff_nanos) / 64.0;
+        // A step in proportion to itself keeps to the median; a thread that was woken late is no rule.
+        let nanos = took.as_secs_f64() * 1e9;
+        let most = self.handoff_nanos / 16.0 + 100.0;
+        self.handoff_nanos += ((nanos - self.handoff_nanos) / 16.0).clamp(-most, most);
     }
 
     pub(crate) fn handoff(&self) -> Duration {

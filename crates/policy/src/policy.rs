@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use quadrant_types::{
-    CoreSet, Ending, Error, ErrorCode, ModelId, Priority, Request, RequestId, StepId, Time, Work,
+    CoreSet, Ending, Error, ErrorCode, ModelId, Priority, Request, RequestId, SchedulingClass, StepId, Time,
+    Work,
 };
 use rustc_hash::FxHashMap;
 
@@ -247,7 +248,9 @@ impl Policy {
     /// A waiting request that cannot be in time any more ends, or goes on as best effort if its model says so.
     pub(crate) fn give_up(&mut self, id: RequestId, error: Error, actions: &mut Vec<Action>) {
         let live = self.live[&id];
-        if self.discipline != Discipline::Quadrant || self.models[&live.request.model].terms.unmet == Unmet::Refuse {
+        if self.discipline != Discipline::Quadrant
+            || self.models[&live.request.model].terms.unmet == Unmet::Refuse
+        {
             return self.end(id, Ending::Failed(error), actions);
         }
         let alone = self.models[&live.request.model].waiting[&live.plan.key].alone;
@@ -313,8 +316,12 @@ impl Policy {
     /// Takes in how long a step really took: the time it had, without what passed until its lane took it up
     /// and until its report came. A stalled step says nothing about the next.
     fn learn(&mut self, now: Time, step: &Running, report: &StepReport) {
-        let handoff = report.began.since(step.began) + now.since(report.ended);
-        self.load.note_handoff(handoff);
+        let reporting = now.since(report.ended);
+        // How long a preempted step took to begin is part of what preempted it.
+        let handoff = if step.was_preempted { reporting } else { reporting + report.began.since(step.began) };
+        if step.lane.class == SchedulingClass::Urgent {
+            self.load.note_handoff(handoff);
+        }
         let Some(queue) = self.models.get_mut(&step.model).filter(|_| !step.is_stuck()) else { return };
         if !queue.warm.contains(&step.lane.id) {
             queue.warm.push(step.lane.id);

@@ -118,7 +118,13 @@ impl ModelQueue {
 
     /// The largest batch from this waiting request on, in order, of its shape, that is predicted to end by
     /// the earliest of its deadlines. At least the request itself.
-    pub(crate) fn batch_from(&self, head_key: OrderKey, now: Time, width: usize, beside: Beside) -> Candidate {
+    pub(crate) fn batch_from(
+        &self,
+        head_key: OrderKey,
+        now: Time,
+        width: usize,
+        beside: Beside,
+    ) -> Candidate {
         let head = self.waiting[&head_key];
         let kind = |rows| Kind { shape: head.shape, rows, width, beside };
         let mut batch = Candidate {
@@ -171,7 +177,8 @@ impl ModelQueue {
     /// hold: of a shape not seen up to there, or one that runs alone.
     pub(crate) fn next_group(&self, key: OrderKey) -> Option<OrderKey> {
         let mut shapes: SmallVec<[ShapeId; 8]> = SmallVec::new();
-        for (other, waiting) in self.waiting.iter().take(BATCH_SCAN_MAX).take_while(|(other, _)| !other.easy) {
+        for (other, waiting) in self.waiting.iter().take(BATCH_SCAN_MAX).take_while(|(other, _)| !other.easy)
+        {
             let new = waiting.alone || !shapes.contains(&waiting.shape);
             if new && *other > key {
                 return Some(*other);
@@ -218,7 +225,12 @@ mod tests {
             queue_max: 100,
             delay_max: Duration::from_millis(delay_ms),
             costs: [1, 2, 3, 4]
-                .map(|rows| Cost { rows, width: 1, beside: true, time: Duration::from_millis(1 + u64::from(rows)) })
+                .map(|rows| Cost {
+                    rows,
+                    width: 1,
+                    beside: true,
+                    time: Duration::from_millis(1 + u64::from(rows)),
+                })
                 .to_vec(),
             row_bytes: 1,
             unmet: Unmet::Refuse,

@@ -33,6 +33,8 @@ pub(crate) struct Running {
     /// The time it really had, until the books were last brought up to date.
     pub(crate) progress: Duration,
     pub(crate) preempted: bool,
+    /// Whether it ever was.
+    pub(crate) was_preempted: bool,
     /// Of its progress, the time during which something ran beside it, and what that was.
     pub(crate) beside_time: Duration,
     pub(crate) neighbour: Option<ModelId>,
@@ -84,7 +86,8 @@ impl Policy {
             .collect();
         for (id, step) in self.running.iter_mut().filter(|(_, step)| !step.preempted) {
             step.progress += passed;
-            let other = busy.iter().find(|(other, cores, _)| other != id && !overlap(*cores, step.lane.cores));
+            let other =
+                busy.iter().find(|(other, cores, _)| other != id && !overlap(*cores, step.lane.cores));
             if let Some((.., model)) = other {
                 step.beside_time += passed;
                 step.neighbour = Some(*model);
@@ -99,6 +102,7 @@ impl Policy {
         let mut easy = false;
         for step in self.running.values_mut() {
             step.preempted = step.lane.class == SchedulingClass::Idle && overlap(step.lane.cores, urgent);
+            step.was_preempted |= step.preempted;
             easy |= step.easy;
             easy_cores += if step.easy && !step.preempted { step.lane.cores.len() } else { 0 };
         }
@@ -108,7 +112,8 @@ impl Policy {
     /// Corrects what is booked for running steps by what they have done since.
     pub(crate) fn rebook_running(&mut self) {
         for step in self.running.values_mut() {
-            let Some(booking) = step.booking.filter(|_| step.progress >= step.booked_at + REBOOK_AFTER) else {
+            let Some(booking) = step.booking.filter(|_| step.progress >= step.booked_at + REBOOK_AFTER)
+            else {
                 continue;
             };
             self.demand.release(booking);
@@ -134,9 +139,12 @@ impl Policy {
     /// counted for longer than `within`.
     pub(crate) fn ahead(&self, within: Duration) -> Duration {
         let fixed = self.running.values().filter(|step| step.booking.is_none() && !step.is_stuck());
-        let nanos = fixed.filter(|step| !(step.easy && step.lane.class == SchedulingClass::Idle)).map(|step| {
-            step.remaining(step.progress).min(within).as_secs_f64() * step.lane.cores.len() as f64 * self.per_core
-        });
+        let nanos =
+            fixed.filter(|step| !(step.easy && step.lane.class == SchedulingClass::Idle)).map(|step| {
+                step.remaining(step.progress).min(within).as_secs_f64()
+                    * step.lane.cores.len() as f64
+                    * self.per_core
+            });
         Duration::from_secs_f64(nanos.sum())
     }
 

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use quadrant_policy::{
-    Action, Cost, Discipline, Event, LaneShape, Limits, ModelTerms, Policy, Step, StepOutcome, StepReport, Unmet,
+    Action, Cost, Discipline, Event, LaneShape, Limits, ModelTerms, Policy, Step, StepOutcome, StepReport,
+    Unmet,
 };
 use quadrant_types::{
     CoreSet, Error, ErrorCode, LaneId, ModelId, Objective, Priority, Request, RequestId, SchedulingClass,
@@ -18,10 +19,27 @@ use quadrant_types::{
 /// One thing to happen; numbers are taken modulo what there is.
 #[derive(Clone, Debug)]
 enum Happening {
-    Arrive { model: u32, rows: u32, shape: u32, tenant: u32, priority: u32, within_us: Option<u64>, hard: bool },
+    Arrive {
+        model: u32,
+        rows: u32,
+        shape: u32,
+        tenant: u32,
+        priority: u32,
+        within_us: Option<u64>,
+        hard: bool,
+    },
     Leave(usize),
-    StepEnds { index: usize, fails: bool },
-    Up { rows_max: u32, widths: Vec<usize>, queue_max: usize, delay_us: u64, demotes: bool },
+    StepEnds {
+        index: usize,
+        fails: bool,
+    },
+    Up {
+        rows_max: u32,
+        widths: Vec<usize>,
+        queue_max: usize,
+        delay_us: u64,
+        demotes: bool,
+    },
     Down(u32),
     TickAtDeadline,
     Drain,

@@ -5,6 +5,7 @@
 
 mod body;
 mod elements;
+pub(crate) mod explain;
 mod pages;
 mod request;
 mod response;
@@ -33,8 +34,8 @@ use self::segments::Segments;
 use crate::events::{self, Port};
 use crate::heavy::HEAVY_BYTES;
 use crate::listen::{Drained, Link, Protocol, listen};
-use crate::wire::WireAnswer;
 use crate::terms::Terms;
+use crate::wire::WireAnswer;
 use crate::{Shared, errors, infer, timing};
 
 /// Echoed, so that a client can find its request in logs on both sides.
@@ -79,11 +80,14 @@ pub async fn run_metrics(
 }
 
 fn metrics(shared: &Shared, request: &Request<Incoming>) -> Response<Segments> {
-    if request.uri().path() != "/metrics" {
-        return error_response(&Error::new(ErrorCode::NotFound, "Not Found"));
-    }
     if request.method() != Method::GET {
         return method_not_allowed("GET");
+    }
+    if let Some(which) = request.uri().path().strip_prefix(explain::PATH) {
+        return explain::page(&shared.handle, which);
+    }
+    if request.uri().path() != "/metrics" {
+        return error_response(&Error::new(ErrorCode::NotFound, "Not Found"));
     }
     let mut response = Response::new(shared.handle.metrics().into());
     let text = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
@@ -194,8 +198,7 @@ async fn prepared(
     headers: &HeaderMap,
     body: &mut RequestReader,
 ) -> Result<infer::Prepared, Error> {
-    let checked =
-        json_length(headers).and_then(|length| Ok((length, Terms::from_headers(shared, headers)?)));
+    let checked = json_length(headers).and_then(|length| Ok((length, Terms::from_headers(shared, headers)?)));
     let (json_length, terms) = match checked {
         Ok(checked) => checked,
         Err(error) => {
@@ -235,7 +238,9 @@ async fn respond(
 ) -> Result<Response<Segments>, Error> {
     let answer: WireAnswer = infer::run(shared, prepared).await?;
     let timing = timing::is_wanted(headers).then_some(answer.timing);
+    let request = explain::header(answer.request);
     let mut response = response::respond(shared, headers, answer).await?;
+    response.headers_mut().insert(explain::REQUEST_HEADER, request);
     if let Some(timing) = timing {
         let text = timing::describe(started, shared.handle.now(), &timing);
         let value = HeaderValue::try_from(text).expect("names and numbers are header text");

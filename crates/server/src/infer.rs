@@ -7,9 +7,9 @@ use quadrant_node::{Answer, ModelEntry, Submission};
 use quadrant_types::{Error, ErrorCode, Priority, Tensor, Time};
 
 use crate::heavy::HEAVY_ELEMENTS;
+use crate::terms::Terms;
 use crate::validate::{self, OutputPlan, OutputPlans};
 use crate::wire::{AnsweredOutput, WireAnswer, WireRequest};
-use crate::terms::Terms;
 use crate::{Shared, classify, deadline};
 
 /// A request that fits its model. It borrows nothing, so it can come back from another thread.
@@ -57,7 +57,7 @@ pub(crate) fn prepare(
 pub(crate) async fn run(shared: &Shared, prepared: Prepared) -> Result<WireAnswer, Error> {
     let Prepared { submission, plans, id } = prepared;
     let model = Arc::clone(&submission.model);
-    let Answer { outputs, timing } = shared.handle.submit(submission)?.await?;
+    let Answer { id: request, outputs, timing } = shared.handle.submit(submission)?.await?;
     if outputs.len() != plans.len() {
         let (got, wanted) = (outputs.len(), plans.len());
         return Err(Error::new(
@@ -76,7 +76,7 @@ pub(crate) async fn run(shared: &Shared, prepared: Prepared) -> Result<WireAnswe
     if bytes > bytes_max {
         return Err(too_large(bytes, bytes_max));
     }
-    Ok(WireAnswer { model, id, outputs: answered, timing })
+    Ok(WireAnswer { model, id, request, outputs: answered, timing })
 }
 
 /// The error of an answer above the limit.

@@ -58,7 +58,8 @@ impl Terms {
             None => NamedObjective::default(),
             Some(name) => *shared.objectives.get(name).ok_or_else(|| unknown(name, &shared.objectives))?,
         };
-        let tenant = text(headers, &TENANT_HEADERS)?.map(|name| shared.handle.tenant(name)).unwrap_or_default();
+        let tenant =
+            text(headers, &TENANT_HEADERS)?.map(|name| shared.handle.tenant(name)).unwrap_or_default();
         Ok(Self { timeout, latency: named.latency, priority: named.priority, tenant })
     }
 

@@ -35,7 +35,10 @@ pub(crate) fn describe(started: Time, now: Time, timing: &Timing) -> String {
         SchedulingClass::Idle => "preemptible",
     };
     let Timing { batch_rows, width, .. } = timing;
-    format!("{}, batch;desc=\"{batch_rows}\", width;desc=\"{width}\", class;desc=\"{class}\"", stages.join(", "))
+    format!(
+        "{}, batch;desc=\"{batch_rows}\", width;desc=\"{width}\", class;desc=\"{class}\"",
+        stages.join(", ")
+    )
 }
 
 #[cfg(test)]

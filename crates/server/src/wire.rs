@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use quadrant_node::ModelEntry;
-use quadrant_types::{DataType, Error, Shape, Tensor, Timing};
+use quadrant_types::{DataType, Error, RequestId, Shape, Tensor, Timing};
 use smallvec::SmallVec;
 
 /// Inputs or outputs that a request may name; every model has fewer.
@@ -59,6 +59,8 @@ pub(crate) struct WireAnswer {
     pub(crate) model: Arc<ModelEntry>,
     /// The client's name for the request.
     pub(crate) id: String,
+    /// Ours.
+    pub(crate) request: RequestId,
     pub(crate) outputs: Vec<AnsweredOutput>,
     pub(crate) timing: Timing,
 }

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use quadrant_policy::{Action, Discipline, Event, LaneShape, Limits, ModelTerms, Step, StepOutcome, Unmet};
 use quadrant_types::{
-    CoreSet, Ending, Error, ErrorCode, LaneId, ModelId, Objective, Reason, Request, RequestId, SchedulingClass,
-    StepId, Time, Work,
+    CoreSet, Ending, Error, ErrorCode, LaneId, ModelId, Objective, Reason, Request, RequestId,
+    SchedulingClass, StepId, Time, Work,
 };
 
 use crate::Scenario;
@@ -186,7 +186,9 @@ impl Checker {
         let terms = self.models.get(&known.request.model);
         let refuses = terms.is_none_or(|terms| terms.unmet == Unmet::Refuse);
         match error.reason {
-            Some(Reason::QueueFull | Reason::ServerFull | Reason::BytesFull) => at_the_door && self.is_full(known),
+            Some(Reason::QueueFull | Reason::ServerFull | Reason::BytesFull) => {
+                at_the_door && self.is_full(known)
+            }
             Some(Reason::DeadlineUnmeetable) => {
                 at_the_door && known.has_deadline() && refuses && self.discipline == Discipline::Quadrant
             }

@@ -135,14 +135,21 @@ impl Experiment {
         (0..).zip(sets).map(|(id, (cores, class))| LaneShape { id: LaneId(id), cores, class }).collect()
     }
 
-    fn model_plan(&self, discipline: Discipline, index: usize, model: &Served, arrivals: Arrivals) -> ModelPlan {
+    fn model_plan(
+        &self,
+        discipline: Discipline,
+        index: usize,
+        model: &Served,
+        arrivals: Arrivals,
+    ) -> ModelPlan {
         let widths: Vec<usize> = match discipline {
             Discipline::Quadrant if model.wide && self.cores > 1 => vec![1, self.cores],
             Discipline::Quadrant => vec![1],
             Discipline::Fifo | Discipline::Clockwork => vec![self.cores],
         };
         let rows = (0..).map(|power| 1 << power).take_while(|rows| *rows <= model.rows_max.max(1));
-        let cost = |(rows, width)| Cost { rows, width, beside: false, time: model.truth.time(rows, width, 0) };
+        let cost =
+            |(rows, width)| Cost { rows, width, beside: false, time: model.truth.time(rows, width, 0) };
         let costs = rows.flat_map(|rows| widths.iter().map(move |width| (rows, *width))).map(cost).collect();
         let traffic = Traffic {
             objective: model.objective.map(Range::only),

@@ -16,7 +16,16 @@ impl Scenario {
         let mut random = fastrand::Rng::with_seed(seed ^ 0x5ce9_a710);
         let draw = &mut random;
         let limits = random_limits(draw);
-        let discipline = pick(draw, &[Discipline::Quadrant, Discipline::Quadrant, Discipline::Quadrant, Discipline::Fifo, Discipline::Clockwork]);
+        let discipline = pick(
+            draw,
+            &[
+                Discipline::Quadrant,
+                Discipline::Quadrant,
+                Discipline::Quadrant,
+                Discipline::Fifo,
+                Discipline::Clockwork,
+            ],
+        );
         let mut models: Vec<ModelPlan> = (0..draw.usize(1..=4)).map(|_| random_model(draw)).collect();
         let span = SPAN_US * 3 / 2;
         let mut lanes = random_lanes(draw);
@@ -60,7 +69,8 @@ fn random_lanes(random: &mut fastrand::Rng) -> Vec<LaneShape> {
 fn give_own_lanes(lanes: &mut Vec<LaneShape>, models: &mut [ModelPlan]) {
     let cores = lanes.iter().fold(CoreSet::EMPTY, |cores, lane| cores.union(lane.cores));
     let ids = (0..).map(LaneId);
-    *lanes = ids.take(models.len()).map(|id| LaneShape { id, cores, class: SchedulingClass::Urgent }).collect();
+    *lanes =
+        ids.take(models.len()).map(|id| LaneShape { id, cores, class: SchedulingClass::Urgent }).collect();
     for (model, lane) in models.iter_mut().zip(lanes) {
         model.terms.lane = Some(lane.id);
     }

@@ -87,7 +87,9 @@ impl FunctionTrace {
         usable.retain(|counts| mean(counts) >= MEAN_CALLS_MIN);
         if usable.len() < replay.rates.len() {
             let (models, functions) = (replay.rates.len(), usable.len());
-            return Err(TrafficError::Invalid(format!("`{functions}` functions are too few for `{models}` models")));
+            return Err(TrafficError::Invalid(format!(
+                "`{functions}` functions are too few for `{models}` models"
+            )));
         }
         let mut random = fastrand::Rng::with_seed(replay.seed);
         random.shuffle(&mut usable);
@@ -96,7 +98,8 @@ impl FunctionTrace {
         let models = replay.rates.len();
         let stream = |(index, rate): (usize, &f64)| {
             let dealt = || usable.iter().skip(index).step_by(models);
-            let calls = |minute: usize| dealt().map(|counts| f64::from(counts[minute % self.minutes])).sum::<f64>();
+            let calls =
+                |minute: usize| dealt().map(|counts| f64::from(counts[minute % self.minutes])).sum::<f64>();
             let counts: Vec<f64> = (first..first + window).map(calls).collect();
             place(&counts, *rate, replay, &mut random)
         };

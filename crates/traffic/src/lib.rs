@@ -29,7 +29,9 @@ pub enum TrafficError {
 
 /// Arrivals of several streams as one ascending list with the index of the stream.
 pub fn merged(streams: &[Vec<Duration>]) -> Vec<(Duration, usize)> {
-    let of = |(index, times): (usize, &Vec<Duration>)| times.iter().map(move |time| (*time, index)).collect::<Vec<_>>();
+    let of = |(index, times): (usize, &Vec<Duration>)| {
+        times.iter().map(move |time| (*time, index)).collect::<Vec<_>>()
+    };
     let mut all: Vec<_> = streams.iter().enumerate().flat_map(of).collect();
     all.sort_unstable();
     all

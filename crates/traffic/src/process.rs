@@ -22,14 +22,21 @@ pub enum Process {
 ///
 /// # Errors
 /// If the rate or the coefficient of variation is not a positive number.
-pub fn arrivals(process: Process, rate: f64, length: Duration, seed: u64) -> Result<Vec<Duration>, TrafficError> {
+pub fn arrivals(
+    process: Process,
+    rate: f64,
+    length: Duration,
+    seed: u64,
+) -> Result<Vec<Duration>, TrafficError> {
     let positive = |number: f64| number.is_finite() && number > 0.0;
     let cv = match process {
         Process::Gamma { cv } => cv,
         Process::Constant | Process::Poisson => 1.0,
     };
     if !positive(rate) || !positive(cv) {
-        return Err(TrafficError::Invalid(format!("a rate and a cv must be above 0, not `{rate}` and `{cv}`")));
+        return Err(TrafficError::Invalid(format!(
+            "a rate and a cv must be above 0, not `{rate}` and `{cv}`"
+        )));
     }
     let mut random = fastrand::Rng::with_seed(seed);
     let (mut at, mut times) = (0.0, Vec::new());

@@ -143,24 +143,34 @@ fn summary(args: &ScheduleArgs, curves: &Curves, voids: usize) {
     };
     let policies = &args.policies;
     let header: Vec<String> = policies.iter().map(|policy| format!("{policy:>24}")).collect();
-    say(&format!("worst model's attainment, and answers in time per second, medians\n  load {}", header.join("")));
+    say(&format!(
+        "worst model's attainment, and answers in time per second, medians\n  load {}",
+        header.join("")
+    ));
     for (index, load) in args.loads.iter().enumerate() {
         let cell = |policy: &String| {
-            let of = |value: fn(&Point) -> f64| median(curves[policy].iter().map(|run| value(&run[index])).collect());
+            let of = |value: fn(&Point) -> f64| {
+                median(curves[policy].iter().map(|run| value(&run[index])).collect())
+            };
             format!("{:>12.4} {:>9.1}/s", of(|point| point.worst), of(|point| point.goodput))
         };
         say(&format!("  {load:.2} {}", policies.iter().map(cell).collect::<Vec<_>>().join("")));
     }
-    for (what, figure) in [("highest load with 99 %", knee as fn(&[Point]) -> f64), ("area under the curve", area)] {
+    for (what, figure) in
+        [("highest load with 99 %", knee as fn(&[Point]) -> f64), ("area under the curve", area)]
+    {
         let of = |policy: &String| curves[policy].iter().map(|run| figure(run)).collect::<Vec<f64>>();
         let ours = of(&policies[0]);
         say(&format!("{what}: {} {:.3}", policies[0], median(ours.clone())));
         for other in &policies[1..] {
             let theirs = of(other);
-            let ratios: Vec<f64> = ours.iter().zip(&theirs).map(|(one, other)| one / other.max(1e-9)).collect();
+            let ratios: Vec<f64> =
+                ours.iter().zip(&theirs).map(|(one, other)| one / other.max(1e-9)).collect();
             let (low, high) = bootstrap(&ratios, args.seed);
             let (ratio, absolute) = (median(ratios), median(theirs));
-            say(&format!("  {other} {absolute:.3}; ratio {ratio:.2} (95 % of resamples {low:.2} to {high:.2})"));
+            say(&format!(
+                "  {other} {absolute:.3}; ratio {ratio:.2} (95 % of resamples {low:.2} to {high:.2})"
+            ));
         }
     }
     say(&format!("{} repetitions of {} s, {voids} void", args.repetitions, args.seconds));

@@ -23,7 +23,10 @@ const ARROWS: [(&str, &[&str]); 14] = [
     ("sim", &["types", "policy"]),
     ("bench", &["types", "proto"]),
     ("baseline", &["types", "engine", "sys", "proto"]),
-    ("cli", &["types", "policy", "sys", "engine", "node", "proto", "server", "sim", "bench", "fetch", "traffic"]),
+    (
+        "cli",
+        &["types", "policy", "sys", "engine", "node", "proto", "server", "sim", "bench", "fetch", "traffic"],
+    ),
     ("xtask", &["fetch", "bench", "traffic"]),
 ];
 /// The crates with lints of their own: `unsafe` cannot be forbidden there.

@@ -56,7 +56,9 @@ pub(super) fn attainment(cells: &[Cell]) -> String {
     let mut svg = Svg::new(WIDTH, HEIGHT);
     for share in [0.0, 0.25, 0.5, 0.75, 0.99] {
         let (left, right, at) = (MARGIN, WIDTH - MARGIN, y(share));
-        svg.add(&format!("<line x1=\"{left}\" x2=\"{right}\" y1=\"{at:.1}\" y2=\"{at:.1}\" stroke=\"#ddd\"/>"));
+        svg.add(&format!(
+            "<line x1=\"{left}\" x2=\"{right}\" y1=\"{at:.1}\" y2=\"{at:.1}\" stroke=\"#ddd\"/>"
+        ));
         svg.text((left - 6.0, at + 4.0), "end", &share.to_string());
     }
     for (index, (policy, points)) in curves.iter().enumerate() {
@@ -114,7 +116,10 @@ pub(super) fn timeline(workload: &Workload, lanes: &[LaneShape], spans: &[Span],
     for (index, name) in names().enumerate() {
         let at = left + 180.0 * index as f64;
         let colour = COLOURS[index % COLOURS.len()];
-        svg.add(&format!("<rect x=\"{at}\" y=\"{}\" width=\"12\" height=\"12\" fill=\"{colour}\"/>", bottom - 11.0));
+        svg.add(&format!(
+            "<rect x=\"{at}\" y=\"{}\" width=\"12\" height=\"12\" fill=\"{colour}\"/>",
+            bottom - 11.0
+        ));
         svg.text((at + 18.0, bottom), "start", name);
     }
     svg.text((left, 18.0), "start", "0 ms");

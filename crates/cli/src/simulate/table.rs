@@ -14,7 +14,9 @@ pub(super) fn of(cells: &[Cell]) -> String {
     ));
     for cell in cells {
         let Cell { policy, load, attainment, goodput, kept, utilisation, .. } = cell;
-        add(format!("{policy:<10}{load:>6.2} {attainment:>11.4}{goodput:>12.1}{kept:>11.4}{utilisation:>8.3}"));
+        add(format!(
+            "{policy:<10}{load:>6.2} {attainment:>11.4}{goodput:>12.1}{kept:>11.4}{utilisation:>8.3}"
+        ));
     }
     add(format!(
         "\n{:<10}{:>6} {:<20}{:>11}{:>12}{:>10}{:>10}{:>11}",
@@ -49,7 +51,8 @@ pub(super) fn plan(answer: &Answer, load: Option<f64>) -> String {
         writeln!(text, "  {name:<24}{rate:>10.1}/s").expect("a string takes every text");
     }
     if let (Some(load), Some(devices)) = (load, devices) {
-        writeln!(text, "a load of {load} needs {devices} devices, each with an even share").expect("as above");
+        writeln!(text, "a load of {load} needs {devices} devices, each with an even share")
+            .expect("as above");
     }
     text
 }

@@ -128,7 +128,8 @@ impl Workload {
         let length = Duration::from_secs_f64(self.seconds);
         match &self.source {
             Source::Process(process) => {
-                let stream = |(index, rate): (u64, &f64)| arrivals(*process, *rate, length, seed ^ (index << 32));
+                let stream =
+                    |(index, rate): (u64, &f64)| arrivals(*process, *rate, length, seed ^ (index << 32));
                 Ok((1..).zip(&rates).map(stream).collect::<Result<_, _>>()?)
             }
             Source::Functions { trace, minute, burstiness } => {
@@ -152,7 +153,8 @@ fn source(written: &WrittenArrivals) -> Result<Source> {
             let trace = match &written.trace {
                 None => FunctionTrace::azure_2019(),
                 Some(path) => {
-                    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{path}`"))?;
+                    let text =
+                        std::fs::read_to_string(path).with_context(|| format!("cannot read `{path}`"))?;
                     FunctionTrace::parse(&text).with_context(|| format!("in `{path}`"))?
                 }
             };
@@ -161,7 +163,9 @@ fn source(written: &WrittenArrivals) -> Result<Source> {
             within("arrivals.burstiness", burstiness, (0.0, 100.0))?;
             Source::Functions { trace, minute: Duration::from_secs_f64(minute), burstiness }
         }
-        other => bail!("`arrivals.kind` must be `constant`, `poisson`, `gamma` or `functions`, not `{other}`"),
+        other => {
+            bail!("`arrivals.kind` must be `constant`, `poisson`, `gamma` or `functions`, not `{other}`")
+        }
     })
 }
 
@@ -230,7 +234,12 @@ mod tests {
 
     #[test]
     fn every_kind_offers_the_load() {
-        for kind in ["kind = \"constant\"", "kind = \"poisson\"", "kind = \"gamma\"\ncv = 2.0", "kind = \"functions\""] {
+        for kind in [
+            "kind = \"constant\"",
+            "kind = \"poisson\"",
+            "kind = \"gamma\"\ncv = 2.0",
+            "kind = \"functions\"",
+        ] {
             let text = format!(
                 "seconds = 30.0\ncores = 2\n[arrivals]\n{kind}\n[[models]]\nname = \"m\"\nstep_ms = 2.0\n"
             );

@@ -76,7 +76,13 @@ impl Policy {
         (live.request.model, waiting.shape, waiting.alone.then_some(id))
     }
 
-    fn place_easy(&self, now: Time, model: ModelId, key: OrderKey, slots: Slots) -> Option<(LaneShape, Candidate)> {
+    fn place_easy(
+        &self,
+        now: Time,
+        model: ModelId,
+        key: OrderKey,
+        slots: Slots,
+    ) -> Option<(LaneShape, Candidate)> {
         let queue = &self.models[&model];
         let width = queue.terms.widths[0];
         let turn_is_open = self.turn_is_open(slots);

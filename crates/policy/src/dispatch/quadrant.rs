@@ -81,10 +81,17 @@ impl Policy {
     }
 
     /// The lane for the batch from this request on, if there is one for it now.
-    fn place(&self, now: Time, model: ModelId, key: OrderKey, slots: Slots) -> Option<(LaneShape, Candidate)> {
+    fn place(
+        &self,
+        now: Time,
+        model: ModelId,
+        key: OrderKey,
+        slots: Slots,
+    ) -> Option<(LaneShape, Candidate)> {
         let queue = &self.models[&model];
         let (lane, narrow) = self.place_narrow(now, model, key, slots)?;
-        let Some(width) = queue.terms.widths.last().copied().filter(|width| *width > queue.terms.widths[0]) else {
+        let Some(width) = queue.terms.widths.last().copied().filter(|width| *width > queue.terms.widths[0])
+        else {
             return Some((lane, narrow));
         };
         let in_time = |batch: &Candidate| now + queue.costs.high(batch.predicted) <= batch.deadline;
@@ -95,9 +102,8 @@ impl Policy {
         if !needed && !to_spare {
             return Some((lane, narrow));
         }
-        let may = |lane: &LaneShape| {
-            lane.cores.is_subset(slots.open) && self.pressing(lane.cores) > key.start_by()
-        };
+        let may =
+            |lane: &LaneShape| lane.cores.is_subset(slots.open) && self.pressing(lane.cores) > key.start_by();
         let Some(wide_lane) = self.fitting(width, SchedulingClass::Urgent).find(may) else {
             return Some((lane, narrow));
         };
@@ -115,7 +121,8 @@ impl Policy {
     ) -> Option<(LaneShape, Candidate)> {
         let queue = &self.models[&model];
         let width = queue.terms.widths[0];
-        let lanes = || self.fitting(width, SchedulingClass::Urgent).filter(|lane| lane.cores.is_subset(slots.open));
+        let lanes =
+            || self.fitting(width, SchedulingClass::Urgent).filter(|lane| lane.cores.is_subset(slots.open));
         let batch = |lane: LaneShape| queue.batch_from(key, now, width, self.beside(lane.cores));
         if let Some(lane) = lanes().find(|lane| lane.cores.is_subset(slots.free)) {
             let batch = batch(lane);
@@ -137,7 +144,8 @@ impl Policy {
         let on_lane = self.running.values().filter(|step| overlap(step.lane.cores, lane.cores) && !step.easy);
         let free_at = on_lane.map(|step| now + step.remaining(step.progress)).max();
         let urgent = |step: &&Running| step.lane.class == SchedulingClass::Urgent;
-        let long = self.running.values().filter(urgent).filter(|step| self.load.is_long(step.predicted)).count();
+        let long =
+            self.running.values().filter(urgent).filter(|step| self.load.is_long(step.predicted)).count();
         let lanes = self.fitting(lane.cores.len(), SchedulingClass::Urgent).count();
         let late_otherwise = free_at.is_none_or(|free_at| free_at > batch.start_by());
         late_otherwise && long < lanes.saturating_sub(1).max(1)

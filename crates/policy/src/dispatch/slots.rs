@@ -26,7 +26,8 @@ impl Policy {
 
     /// The lanes of a class for steps of this width: the widest not wider than it, else the narrowest.
     pub(super) fn fitting(&self, width: usize, class: SchedulingClass) -> impl Iterator<Item = LaneShape> {
-        let widths = || self.lanes.iter().filter(move |lane| lane.class == class).map(|lane| lane.cores.len());
+        let widths =
+            || self.lanes.iter().filter(move |lane| lane.class == class).map(|lane| lane.cores.len());
         let chosen = widths().filter(|lane| *lane <= width).max().or_else(|| widths().min());
         let fits = move |lane: &LaneShape| Some(lane.cores.len()) == chosen && lane.class == class;
         self.lanes.iter().copied().filter(fits)
@@ -41,7 +42,8 @@ impl Policy {
     /// The latest start of the most pressing step that an urgent step on these cores would preempt, for
     /// the rest of it; [`Time::MAX`] if there is none but best effort.
     pub(super) fn pressing(&self, cores: CoreSet) -> Time {
-        let idle = self.running.values().filter(|step| step.lane.class == SchedulingClass::Idle && !step.easy);
+        let idle =
+            self.running.values().filter(|step| step.lane.class == SchedulingClass::Idle && !step.easy);
         let of_these = idle.filter(|step| overlap(step.lane.cores, cores));
         of_these.map(|step| step.deadline - step.remaining(step.progress)).min().unwrap_or(Time::MAX)
     }

@@ -20,9 +20,10 @@ use crate::grpc::frame::{GrpcBody, HEAD_BYTES, Messages, Ranges, head};
 use crate::grpc::{contents, decoded, error_response, inspect, success, weight};
 use crate::heavy::HEAVY_BYTES;
 use crate::http::REQUEST_ID;
+use crate::http::explain;
 use crate::listen::Link;
-use crate::wire::{DIMS_MAX, WireAnswer, WireInput, WireOutput, WireRequest, datatype};
 use crate::terms::Terms;
+use crate::wire::{DIMS_MAX, WireAnswer, WireInput, WireOutput, WireRequest, datatype};
 use crate::{Shared, errors, infer, timing};
 
 /// Tensors below this are copied into the range before them.
@@ -44,15 +45,17 @@ pub(crate) async fn unary(
         (Err(error), _) | (_, Err(error)) => Err((String::new(), error)),
     };
     let (model, result) = match answered {
-        Ok(answer) => {
-            (answer.model.spec.name.to_string(), encoded(&answer).map(|ranges| (ranges, answer.timing)))
-        }
+        Ok(answer) => (
+            answer.model.spec.name.to_string(),
+            encoded(&answer).map(|ranges| (ranges, answer.timing, answer.request)),
+        ),
         Err((model, error)) => (model, Err(error)),
     };
     let request_id = || headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default();
     let (response, code) = match result {
-        Ok((ranges, stages)) => {
+        Ok((ranges, stages, request)) => {
             let mut response = success(GrpcBody::ranges(ranges));
+            response.headers_mut().insert(explain::REQUEST_HEADER, explain::header(request));
             if timing::is_wanted(headers) {
                 let text = timing::describe(started, shared.handle.now(), &stages);
                 let value = HeaderValue::try_from(text).expect("names and numbers are header text");
@@ -106,12 +109,7 @@ pub(crate) fn stream(
 }
 
 /// One answer of a stream. The deadline of the call is that of the whole stream.
-async fn streamed(
-    shared: &Arc<Shared>,
-    opened: Time,
-    terms: Terms,
-    message: Bytes,
-) -> Result<Ranges, Error> {
+async fn streamed(shared: &Arc<Shared>, opened: Time, terms: Terms, message: Bytes) -> Result<Ranges, Error> {
     let elapsed = shared.handle.now().since(opened);
     let answered = one(shared, message, terms.after(elapsed)).await;
     let error = match answered.map(|answer| encoded_in_stream(&answer)) {
@@ -126,11 +124,7 @@ async fn streamed(
 }
 
 /// Checks and runs one request; an error comes with the model's name.
-async fn one(
-    shared: &Arc<Shared>,
-    message: Bytes,
-    terms: Terms,
-) -> Result<WireAnswer, (String, Error)> {
+async fn one(shared: &Arc<Shared>, message: Bytes, terms: Terms) -> Result<WireAnswer, (String, Error)> {
     let arrived = shared.handle.now();
     let unnamed = |error| (String::new(), error);
     let needed = weight::decoding_bytes(&message).map_err(unnamed)?;

@@ -7,8 +7,7 @@ use std::time::Duration;
 use quadrant_policy::{Action, Event, Limits, ModelTerms, Policy, Step, StepOutcome};
 use quadrant_sim::{Scenario, Scheduler, run_with};
 use quadrant_types::{
-    Ending, Error, ErrorCode, LaneId, ModelId, Objective, Request, RequestId, ShapeId, StepId,
-    Time, Work,
+    Ending, Error, ErrorCode, LaneId, ModelId, Objective, Request, RequestId, ShapeId, StepId, Time, Work,
 };
 
 const SEEDS: u64 = 200;
@@ -176,7 +175,9 @@ fn wrong_steps_are_found() {
             });
             actions.extend(again);
         }),
-        ("running steps of one class share no core", |actions, _| change_runs(actions, |step| step.lane = LaneId(0))),
+        ("running steps of one class share no core", |actions, _| {
+            change_runs(actions, |step| step.lane = LaneId(0))
+        }),
         ("a step runs on a lane of its model's width", |actions, _| {
             change_runs(actions, |step| step.lane = LaneId(0));
         }),
@@ -209,7 +210,9 @@ fn wrong_steps_are_found() {
 fn a_scheduler_that_was_told_wrong_is_found() {
     let table: [Case<EventFn>; 12] = [
         ("a step has at most `rows_max` rows", |event| change_terms(event, |terms| terms.rows_max *= 2)),
-        ("a step runs on a lane of its model's width", |event| change_terms(event, |terms| terms.widths = vec![1])),
+        ("a step runs on a lane of its model's width", |event| {
+            change_terms(event, |terms| terms.widths = vec![1])
+        }),
         ("queue and byte limits hold", |event| change_terms(event, |terms| terms.queue_max *= 2)),
         ("no request waits while a lane for it idles", |event| {
             change_terms(event, |terms| terms.delay_max = terms.delay_max * 2 + Duration::from_millis(1));

@@ -37,7 +37,10 @@ impl Point {
 impl fmt::Display for Point {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { worst, goodput, kept, refusal_p99_ms, .. } = self;
-        write!(f, "worst {worst:.4}, {goodput:.1}/s in time, admitted {kept:.4}, refusal p99 {refusal_p99_ms:.2} ms [")?;
+        write!(
+            f,
+            "worst {worst:.4}, {goodput:.1}/s in time, admitted {kept:.4}, refusal p99 {refusal_p99_ms:.2} ms ["
+        )?;
         for (index, (name, attainment)) in self.attainment.iter().enumerate() {
             let (p50, p99) = self.latency_ms.get(name).copied().unwrap_or_default();
             let comma = if index == 0 { "" } else { ", " };

@@ -55,7 +55,8 @@ impl Mix {
         let mix = Self { name, folder: target().join("measure").join(label), library };
         std::fs::create_dir_all(&mix.folder)?;
         for Member { name, .. } in mix.members() {
-            let (from, to) = (assets.join(format!("models/{name}.onnx")), mix.folder.join(format!("{name}.onnx")));
+            let (from, to) =
+                (assets.join(format!("models/{name}.onnx")), mix.folder.join(format!("{name}.onnx")));
             std::fs::copy(&from, &to).with_context(|| format!("cannot copy `{}`", from.display()))?;
         }
         Ok(mix)

@@ -23,7 +23,11 @@ pub(super) fn attainment(loads: &[f64], curves: &Curves) -> String {
     for share in [0.0, 0.25, 0.5, 0.75, 0.99] {
         let (left, right, at) = (MARGIN, WIDTH - MARGIN, y(share));
         add(format!("<line x1=\"{left}\" x2=\"{right}\" y1=\"{at:.1}\" y2=\"{at:.1}\" stroke=\"#ddd\"/>"));
-        add(format!("<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{share}</text>", left - 6.0, at + 4.0));
+        add(format!(
+            "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{share}</text>",
+            left - 6.0,
+            at + 4.0
+        ));
     }
     for load in loads {
         let (at, bottom) = (x(*load), HEIGHT - MARGIN + 16.0);
@@ -33,7 +37,8 @@ pub(super) fn attainment(loads: &[f64], curves: &Curves) -> String {
         let colour = COLOURS[index % COLOURS.len()];
         let mut path = String::new();
         for (column, load) in loads.iter().enumerate() {
-            let mut worst: Vec<f64> = runs.iter().filter_map(|run| run.get(column)).map(|run| run.worst).collect();
+            let mut worst: Vec<f64> =
+                runs.iter().filter_map(|run| run.get(column)).map(|run| run.worst).collect();
             worst.sort_by(f64::total_cmp);
             for share in &worst {
                 let (cx, cy) = (x(*load), y(*share));
@@ -41,7 +46,8 @@ pub(super) fn attainment(loads: &[f64], curves: &Curves) -> String {
             }
             if !worst.is_empty() {
                 let (command, middle) = (if column == 0 { 'M' } else { 'L' }, crate::measure::median(&worst));
-                write!(path, "{command}{:.1} {:.1} ", x(*load), y(middle)).expect("a string takes every text");
+                write!(path, "{command}{:.1} {:.1} ", x(*load), y(middle))
+                    .expect("a string takes every text");
             }
         }
         add(format!("<path d=\"{path}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>"));
@@ -49,8 +55,12 @@ pub(super) fn attainment(loads: &[f64], curves: &Curves) -> String {
         add(format!("<text x=\"{left}\" y=\"{at}\" fill=\"{colour}\">{policy}</text>"));
     }
     let (middle, bottom) = (WIDTH / 2.0, HEIGHT - 12.0);
-    add(format!("<text x=\"{middle}\" y=\"{bottom}\" text-anchor=\"middle\">offered load, share of both cores</text>"));
-    add(format!("<text x=\"{middle}\" y=\"24\" text-anchor=\"middle\">requests of the worst model answered in time</text>"));
+    add(format!(
+        "<text x=\"{middle}\" y=\"{bottom}\" text-anchor=\"middle\">offered load, share of both cores</text>"
+    ));
+    add(format!(
+        "<text x=\"{middle}\" y=\"24\" text-anchor=\"middle\">requests of the worst model answered in time</text>"
+    ));
     svg.push_str("</svg>\n");
     svg
 }

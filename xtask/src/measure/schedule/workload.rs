@@ -10,8 +10,8 @@ use serde::Serialize;
 
 use super::curve::Point;
 use super::mix::Mix;
-use crate::measure::{bench, bench_any, median};
 use crate::measure::server::Server;
+use crate::measure::{bench, bench_any, median};
 use crate::run::target;
 
 /// Cores of the device.
@@ -51,9 +51,11 @@ pub(super) fn calibrate(mix: &Mix) -> Result<Calibration> {
         let (mut solo, mut core) = (Vec::new(), Vec::new());
         for _ in 0..REPETITIONS {
             let common = ["--model", member.request, "--warmup", "0.5"];
-            let one = bench(&server.http, &[&common[..], &["--concurrency", "1", "--duration", "1.5"]].concat())?;
+            let one =
+                bench(&server.http, &[&common[..], &["--concurrency", "1", "--duration", "1.5"]].concat())?;
             solo.push(one.total.latency_ms.p50);
-            let many = bench(&server.http, &[&common[..], &["--concurrency", "8", "--duration", "2"]].concat())?;
+            let many =
+                bench(&server.http, &[&common[..], &["--concurrency", "8", "--duration", "2"]].concat())?;
             core.push(1e3 * CORES / many.total.answered_per_second);
         }
         solo.sort_by(f64::total_cmp);
@@ -95,8 +97,14 @@ pub(super) fn run(
     (load, seconds): (f64, f64),
 ) -> Result<Result<Point, String>> {
     let trace = trace.to_str().context("a path that is no text")?;
-    let mut arguments = vec!["--trace".to_owned(), trace.to_owned(), "--outstanding".to_owned(), "1024".to_owned()];
-    arguments.extend(["--warmup".to_owned(), WARMUP_S.to_string(), "--duration".to_owned(), seconds.to_string()]);
+    let mut arguments =
+        vec!["--trace".to_owned(), trace.to_owned(), "--outstanding".to_owned(), "1024".to_owned()];
+    arguments.extend([
+        "--warmup".to_owned(),
+        WARMUP_S.to_string(),
+        "--duration".to_owned(),
+        seconds.to_string(),
+    ]);
     for member in mix.members() {
         let objective = calibration.of(member.name).map_or(0.0, |model| model.objective_ms);
         arguments.extend(["--model".to_owned(), format!("{}~{objective:.3}", member.request)]);
@@ -123,6 +131,8 @@ fn point(report: &Report, load: f64) -> Point {
         kept: if admitted == 0 { 1.0 } else { in_time as f64 / admitted as f64 },
         refusal_p99_ms: report.total.refusal_ms.p99,
         attainment: models().map(|model| (model.name.clone(), model.attainment)).collect(),
-        latency_ms: models().map(|model| (model.name.clone(), (model.latency_ms.p50, model.latency_ms.p99))).collect(),
+        latency_ms: models()
+            .map(|model| (model.name.clone(), (model.latency_ms.p50, model.latency_ms.p99)))
+            .collect(),
     }
 }

@@ -1,0 +1,169 @@
+//! `quadrant explain`: why a request took as long as it did, asked of a running server.
+
+use std::fmt::Write;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde::Deserialize;
+
+/// Bytes of an answer that are read.
+const ANSWER_BYTES_MAX: u64 = 16 << 20;
+
+/// Say why a request took as long as it did.
+#[derive(Args, Debug)]
+pub(crate) struct ExplainArgs {
+    /// The request's number, which its answer carries as the header `x-quadrant-request`. Without it, the
+    /// slowest requests of the last minutes are shown.
+    #[arg(value_name = "REQUEST_ID")]
+    request: Option<u64>,
+    /// Where the server's metrics are.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8002")]
+    metrics_address: String,
+    /// How many of the slowest to show.
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    count: usize,
+    /// Print what the server said, as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Deserialize)]
+struct Explanation {
+    request: u64,
+    model: String,
+    outcome: String,
+    reason: Option<String>,
+    total_ms: f64,
+    objective_ms: Option<f64>,
+    parse_ms: f64,
+    queue_ms: f64,
+    gather_ms: Option<f64>,
+    compute_ms: Option<f64>,
+    scatter_ms: Option<f64>,
+    step: Option<Step>,
+    waited_for: Vec<Overlap>,
+    beside: Vec<Overlap>,
+    preempted_by: Vec<Overlap>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Step {
+    rows: u32,
+    batch_mates: u32,
+    width: usize,
+    cores: String,
+    class: String,
+    predicted_ms: f64,
+    real_ms: f64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Overlap {
+    model: String,
+    steps: u32,
+    ms: f64,
+}
+
+/// Asks the server and shows its answer.
+///
+/// # Errors
+/// If it cannot be reached or does not remember the request.
+#[expect(clippy::print_stdout, reason = "the answer of the command")]
+pub(crate) fn run(args: &ExplainArgs) -> Result<()> {
+    let which = args.request.map_or_else(|| "slowest".to_owned(), |number| number.to_string());
+    let url = format!("http://{}/requests/{which}", args.metrics_address);
+    let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+    let mut response = agent.get(&url).call().with_context(|| {
+        format!("cannot ask `{}`; give the server's `metrics_address`", args.metrics_address)
+    })?;
+    let text = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_string()?;
+    if response.status() != 200 {
+        let said = serde_json::from_str::<serde_json::Value>(&text).ok();
+        let said = said.as_ref().and_then(|said| said["error"].as_str()).unwrap_or(&text);
+        bail!("{said}");
+    }
+    if args.json {
+        println!("{text}");
+        return Ok(());
+    }
+    let explanations: Vec<Explanation> = match args.request {
+        Some(_) => vec![serde_json::from_str(&text).context("an answer that is not understood")?],
+        None => serde_json::from_str(&text).context("an answer that is not understood")?,
+    };
+    if explanations.is_empty() {
+        println!("no request has ended yet");
+    }
+    explanations.iter().take(args.count.max(1)).for_each(|explanation| print!("{}", describe(explanation)));
+    Ok(())
+}
+
+fn describe(explanation: &Explanation) -> String {
+    let Explanation { request, model, outcome, total_ms, .. } = explanation;
+    let mut text = format!("request {request} for {model}: {outcome} after {total_ms:.2} ms");
+    let mut add = |line: String| text.push_str(&line);
+    if let Some(reason) = &explanation.reason {
+        add(format!(", {reason}"));
+    }
+    if let Some(objective) = explanation.objective_ms {
+        add(format!(", wanted within {objective:.2} ms"));
+    }
+    add(format!("\n  parsing      {:>9.3} ms\n", explanation.parse_ms));
+    add(format!(
+        "  waiting      {:>9.3} ms{}\n",
+        explanation.queue_ms,
+        list(" for", &explanation.waited_for)
+    ));
+    let stages = [("gathering", explanation.gather_ms), ("computing", explanation.compute_ms)];
+    for (name, time) in stages.into_iter().chain([("scattering", explanation.scatter_ms)]) {
+        add(time.map(|time| format!("  {name:<12} {time:>9.3} ms\n")).unwrap_or_default());
+    }
+    if let Some(step) = &explanation.step {
+        let Step { rows, batch_mates, width, cores, class, predicted_ms, real_ms } = step;
+        add(format!(
+            "  its step     {real_ms:>9.3} ms, predicted {predicted_ms:.3}; {rows} rows with {batch_mates} other \
+             requests, on {width} cores ({cores}), {class}\n"
+        ));
+        let disturbed = [("beside", &explanation.beside), ("preempted by", &explanation.preempted_by)];
+        for (name, overlaps) in disturbed.into_iter().filter(|(_, overlaps)| !overlaps.is_empty()) {
+            add(format!("  {name:<12} {}\n", list("", overlaps).trim_start()));
+        }
+    }
+    text
+}
+
+fn list(before: &str, overlaps: &[Overlap]) -> String {
+    let mut text = String::new();
+    for (index, Overlap { model, steps, ms }) in overlaps.iter().take(6).enumerate() {
+        let separator = if index == 0 { before } else { "," };
+        let plural = if *steps == 1 { "" } else { "s" };
+        write!(text, "{separator} {steps} step{plural} of {model} ({ms:.2} ms)")
+            .expect("a string takes every text");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_explanation_reads_well() {
+        let explanation: Explanation = serde_json::from_str(
+            r#"{"request":7,"model":"magika","outcome":"completed","total_ms":12.5,"objective_ms":30.0,
+            "parse_ms":0.1,"queue_ms":8.0,"gather_ms":0.01,"compute_ms":4.0,"scatter_ms":0.0,
+            "step":{"step":3,"rows":2,"batch_mates":1,"width":1,"cores":"0","class":"preemptible",
+            "predicted_ms":3.5,"real_ms":4.1},"waited_for":[{"model":"det","steps":1,"ms":8.0}],
+            "beside":[],"preempted_by":[{"model":"vad","steps":2,"ms":0.4}]}"#,
+        )
+        .unwrap();
+        let text = describe(&explanation);
+        for part in [
+            "request 7 for magika: completed after 12.50 ms, wanted within 30.00 ms",
+            "waiting          8.000 ms for 1 step of det (8.00 ms)",
+            "predicted 3.500; 2 rows with 1 other requests, on 1 cores (0), preemptible",
+            "preempted by 2 steps of vad (0.40 ms)",
+        ] {
+            assert!(text.contains(part), "no `{part}` in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! The flight recorder: what the last steps and requests did, and the slowest requests, kept for the
+//! question "why was it slow?".
+//!
+//! Recording is a push into a ring; everything that costs is done when somebody asks. What a request waited
+//! for is read off the steps that ran while it waited.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use quadrant_types::{
+    CoreSet, LaneId, ModelId, Reason, RequestId, SchedulingClass, StepId, TenantId, Time, Timing,
+};
+
+/// Steps that are remembered.
+const STEPS_MAX: usize = 8_192;
+/// Requests that are remembered.
+const REQUESTS_MAX: usize = 8_192;
+/// The slowest requests that are kept beyond that, of the last minutes.
+const SLOWEST_MAX: usize = 32;
+/// How long a slow request keeps its place.
+const SLOWEST_FOR: Duration = Duration::from_mins(10);
+
+/// A step that ran.
+#[derive(Clone, Debug)]
+pub struct StepRecord {
+    /// Which.
+    pub id: StepId,
+    /// Its model's name.
+    pub model: Arc<str>,
+    /// The model's number.
+    pub model_id: ModelId,
+    /// Where it ran.
+    pub lane: LaneId,
+    /// On which cores.
+    pub cores: CoreSet,
+    /// How the operating system treated it.
+    pub class: SchedulingClass,
+    /// Its rows.
+    pub rows: u32,
+    /// Its requests.
+    pub requests: usize,
+    /// How long it was predicted to take, undisturbed.
+    pub predicted: Duration,
+    /// When its lane took it up.
+    pub began: Time,
+    /// When its lane was free again.
+    pub ended: Time,
+    /// The model that ran on other cores when it began.
+    pub beside: Option<ModelId>,
+}
+
+/// A request that ended.
+#[derive(Clone, Debug)]
+pub struct RequestRecord {
+    /// Which.
+    pub id: RequestId,
+    /// Its model's name.
+    pub model: Arc<str>,
+    /// On whose account.
+    pub tenant: TenantId,
+    /// When each of its stages began; those it did not reach are zero.
+    pub timing: Timing,
+    /// The step it was in.
+    pub step: Option<StepId>,
+    /// When it ended.
+    pub ended: Time,
+    /// When its answer was wanted.
+    pub wanted_by: Option<Time>,
+    /// `completed`, or the name of an error code.
+    pub outcome: &'static str,
+    /// The scheduler's reason, if it had one.
+    pub reason: Option<Reason>,
+}
+
+/// Why a request took as long as it did.
+#[derive(Clone, Debug)]
+pub struct Explanation {
+    /// The request.
+    pub request: RequestRecord,
+    /// Its step, if it is still remembered.
+    pub step: Option<StepRecord>,
+    /// Steps that ran while it waited: by model, how many, and their time within the wait.
+    pub waited_for: Vec<Overlap>,
+    /// Steps that ran beside its own, likewise.
+    pub beside: Vec<Overlap>,
+    /// Urgent steps on the cores of its own that preempted it, likewise.
+    pub preempted_by: Vec<Overlap>,
+}
+
+/// The steps of one model within some time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Overlap {
+    /// The model's name.
+    pub model: Arc<str>,
+    /// Steps.
+    pub steps: u32,
+    /// Their time within it, summed over lanes.
+    pub time: Duration,
+}
+
+/// See the module's text.
+#[derive(Debug, Default)]
+pub(crate) struct Recorder {
+    steps: VecDeque<StepRecord>,
+    requests: VecDeque<RequestRecord>,
+    slowest: Vec<Explanation>,
+}
+
+impl Recorder {
+    pub(crate) fn step(&mut self, step: StepRecord) {
+        push(&mut self.steps, step, STEPS_MAX);
+    }
+
+    pub(crate) fn request(&mut self, request: RequestRecord) {
+        let took = latency(&request);
+        let full = self.slowest.len() >= SLOWEST_MAX;
+        if !full || self.slowest.last().is_some_and(|last| latency(&last.request) < took) {
+            let old = request.ended - SLOWEST_FOR;
+            self.slowest.retain(|slow| slow.request.ended >= old);
+            let place = self.slowest.partition_point(|slow| latency(&slow.request) >= took);
+            let explanation = self.explained(&request);
+            self.slowest.insert(place, explanation);
+            self.slowest.truncate(SLOWEST_MAX);
+        }
+        push(&mut self.requests, request, REQUESTS_MAX);
+    }
+
+    /// Why this request took as long as it did, if it is still remembered.
+    pub(crate) fn explain(&self, id: RequestId) -> Option<Explanation> {
+        let recent = self.requests.iter().rev().find(|request| request.id == id);
+        let slow = || self.slowest.iter().find(|slow| slow.request.id == id).cloned();
+        recent.map(|request| self.explained(request)).or_else(slow)
+    }
+
+    /// The slowest requests of the last minutes, the slowest first.
+    pub(crate) fn slowest(&self) -> Vec<Explanation> {
+        self.slowest.clone()
+    }
+
+    fn explained(&self, request: &RequestRecord) -> Explanation {
+        let step = self.steps.iter().rev().find(|step| Some(step.id) == request.step).cloned();
+        let timing = &request.timing;
+        let waited_until = step.as_ref().map_or(request.ended, |step| step.began);
+        // Steps are recorded as they end, so those before the first that ended earlier are of no interest.
+        let since = |other: &&StepRecord| other.ended > timing.submitted;
+        let others = || {
+            let recent = self.steps.iter().rev().take_while(since);
+            recent.filter(|other| Some(other.id) != request.step)
+        };
+        let waited_for = overlaps(others(), timing.submitted, waited_until);
+        let (beside, preempted_by) = match &step {
+            None => (Vec::new(), Vec::new()),
+            Some(own) => {
+                let shares = |other: &&StepRecord| other.cores.without(own.cores) != other.cores;
+                let elsewhere = others().filter(|other| !shares(other));
+                let urgent = others().filter(|other| other.class == SchedulingClass::Urgent);
+                let preempting = urgent.filter(|_| own.class == SchedulingClass::Idle).filter(shares);
+                (overlaps(elsewhere, own.began, own.ended), overlaps(preempting, own.began, own.ended))
+            }
+        };
+        Explanation { request: request.clone(), step, waited_for, beside, preempted_by }
+    }
+}
+
+fn latency(request: &RequestRecord) -> Duration {
+    request.ended.since(request.timing.arrived)
+}
+
+fn push<T>(ring: &mut VecDeque<T>, item: T, most: usize) {
+    if ring.len() >= most {
+        ring.pop_front();
+    }
+    ring.push_back(item);
+}
+
+/// The steps within a time by model, the longest first.
+fn overlaps<'a>(steps: impl Iterator<Item = &'a StepRecord>, from: Time, until: Time) -> Vec<Overlap> {
+    let mut by_model: BTreeMap<&Arc<str>, (u32, Duration)> = BTreeMap::new();
+    for step in steps {
+        let within = step.ended.min(until).since(step.began.max(from));
+        if !within.is_zero() {
+            let sum = by_model.entry(&step.model).or_default();
+            *sum = (sum.0 + 1, sum.1 + within);
+        }
+    }
+    let overlap = |(model, (steps, time)): (&Arc<str>, (u32, Duration))| Overlap {
+        model: Arc::clone(model),
+        steps,
+        time,
+    };
+    let mut all: Vec<Overlap> = by_model.into_iter().map(overlap).collect();
+    all.sort_by_key(|overlap| std::cmp::Reverse(overlap.time));
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(ms: u64) -> Time {
+        Time::from_nanos(ms * 1_000_000)
+    }
+
+    fn step(
+        id: u64,
+        model: &str,
+        core: usize,
+        class: SchedulingClass,
+        (began, ended): (u64, u64),
+    ) -> StepRecord {
+        StepRecord {
+            id: StepId(id),
+            model: model.into(),
+            model_id: ModelId(0),
+            lane: LaneId(0),
+            cores: CoreSet::from_cores([core]),
+            class,
+            rows: 1,
+            requests: 1,
+            predicted: Duration::from_millis(1),
+            began: at(began),
+            ended: at(ended),
+            beside: None,
+        }
+    }
+
+    fn request(id: u64, arrived: u64, ended: u64, step: Option<u64>) -> RequestRecord {
+        RequestRecord {
+            id: RequestId(id),
+            model: "own".into(),
+            tenant: TenantId(0),
+            timing: Timing { arrived: at(arrived), submitted: at(arrived), ..Timing::default() },
+            step: step.map(StepId),
+            ended: at(ended),
+            wanted_by: None,
+            outcome: "completed",
+            reason: None,
+        }
+    }
+
+    #[test]
+    fn what_it_waited_for_and_what_disturbed_it_are_told_apart() {
+        let (urgent, idle) = (SchedulingClass::Urgent, SchedulingClass::Idle);
+        let mut recorder = Recorder::default();
+        recorder.step(step(0, "before", 0, urgent, (0, 20)));
+        recorder.step(step(1, "neighbour", 1, urgent, (25, 50)));
+        recorder.step(step(2, "preempts", 0, urgent, (30, 34)));
+        recorder.step(step(3, "own", 0, idle, (20, 40)));
+        recorder.request(request(7, 10, 41, Some(3)));
+        let why = recorder.explain(RequestId(7)).unwrap();
+        let one = |model: &str, ms| {
+            vec![Overlap { model: model.into(), steps: 1, time: Duration::from_millis(ms) }]
+        };
+        assert_eq!(why.waited_for, one("before", 10));
+        assert_eq!(why.beside, one("neighbour", 15));
+        assert_eq!(why.preempted_by, one("preempts", 4));
+        assert!(recorder.explain(RequestId(8)).is_none());
+    }
+
+    #[test]
+    fn the_slowest_are_kept_and_everything_is_bounded() {
+        let mut recorder = Recorder::default();
+        recorder.request(request(0, 0, 900, None));
+        for id in 1..20_000 {
+            recorder.request(request(id, 1_000, 1_000 + id % 100, None));
+            recorder.step(step(id, "m", 0, SchedulingClass::Urgent, (0, 1)));
+        }
+        assert_eq!((recorder.requests.len(), recorder.steps.len()), (REQUESTS_MAX, STEPS_MAX));
+        let slowest = recorder.slowest();
+        assert_eq!((slowest.len(), slowest[0].request.id), (SLOWEST_MAX, RequestId(0)));
+        assert!(recorder.explain(RequestId(0)).is_some(), "long gone from the ring, but slow");
+        // After ten minutes it has to make room.
+        recorder.request(request(20_000, 0, 900_000, None));
+        assert_eq!(recorder.slowest()[0].request.id, RequestId(20_000));
+        assert!(recorder.explain(RequestId(0)).is_none());
+    }
+}

@@ -1,0 +1,147 @@
+//! "Why was it slow?" as JSON, on the port of the metrics: one request by its number, or the slowest of the
+//! last minutes. It shows what other requests did, so it is not for clients.
+
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue, Response};
+use quadrant_node::{Explanation, Handle, Overlap};
+use quadrant_types::{Error, ErrorCode, RequestId, SchedulingClass};
+
+use crate::http::error_response;
+use crate::http::response::json;
+use crate::http::segments::Segments;
+use crate::http::text::{push_integer, push_list, push_string};
+
+/// Carries a request's number on its answer.
+pub(crate) const REQUEST_HEADER: HeaderName = HeaderName::from_static("x-quadrant-request");
+
+/// Where explanations are, followed by a number or `slowest`.
+pub(crate) const PATH: &str = "/requests/";
+
+/// The number of a request as a header's value.
+pub(crate) fn header(id: RequestId) -> HeaderValue {
+    HeaderValue::from(id.0)
+}
+
+/// The page of a request, or of the slowest.
+pub(crate) fn page(handle: &Handle, which: &str) -> Response<Segments> {
+    let mut out = Vec::new();
+    if which == "slowest" {
+        push_list(&mut out, &handle.slowest(), write);
+        return json(out);
+    }
+    let number = which.parse().map_err(|_| {
+        Error::invalid(format!(
+            "`{which}` is not the number of a request; answers carry it as `{REQUEST_HEADER}`"
+        ))
+    });
+    let found = number.and_then(|number| {
+        handle.explain(RequestId(number)).ok_or_else(|| {
+            let text =
+                format!("request `{number}` is not remembered: it has not ended, or it ended long ago");
+            Error::new(ErrorCode::NotFound, text)
+        })
+    });
+    match found {
+        Ok(explanation) => {
+            write(&mut out, &explanation);
+            json(out)
+        }
+        Err(error) => error_response(&error),
+    }
+}
+
+fn write(out: &mut Vec<u8>, explanation: &Explanation) {
+    let Explanation { request, step, waited_for, beside, preempted_by } = explanation;
+    let timing = &request.timing;
+    let ran = step.is_some();
+    let mut fields = Fields::begin(out);
+    fields.number("request", request.id.0);
+    fields.text("model", &request.model);
+    fields.text("outcome", request.outcome);
+    if let Some(reason) = request.reason {
+        fields.text("reason", reason.name());
+    }
+    fields.milliseconds("total_ms", request.ended.since(timing.arrived));
+    if let Some(by) = request.wanted_by {
+        fields.milliseconds("objective_ms", by.since(timing.arrived));
+    }
+    fields.milliseconds("parse_ms", timing.submitted.since(timing.arrived));
+    let began = if ran { timing.began } else { request.ended };
+    fields.milliseconds("queue_ms", began.since(timing.submitted));
+    if ran {
+        fields.milliseconds("gather_ms", timing.gathered.since(timing.began));
+        fields.milliseconds("compute_ms", timing.computed.since(timing.gathered));
+        fields.milliseconds("scatter_ms", timing.scattered.since(timing.computed));
+    }
+    if let Some(step) = step {
+        fields.key("step");
+        let mut of_step = Fields::begin(fields.out);
+        of_step.number("step", step.id.0);
+        of_step.number("rows", u64::from(step.rows));
+        of_step.number("batch_mates", step.requests.saturating_sub(1) as u64);
+        of_step.number("width", step.cores.len() as u64);
+        of_step.text("cores", &step.cores.to_string());
+        let class = match step.class {
+            SchedulingClass::Urgent => "urgent",
+            SchedulingClass::Idle => "preemptible",
+        };
+        of_step.text("class", class);
+        of_step.milliseconds("predicted_ms", step.predicted);
+        of_step.milliseconds("real_ms", step.ended.since(step.began));
+        of_step.end();
+    }
+    for (name, overlaps) in [("waited_for", waited_for), ("beside", beside), ("preempted_by", preempted_by)] {
+        fields.key(name);
+        push_list(fields.out, overlaps, overlap);
+    }
+    fields.end();
+}
+
+fn overlap(out: &mut Vec<u8>, overlap: &Overlap) {
+    let mut fields = Fields::begin(out);
+    fields.text("model", &overlap.model);
+    fields.number("steps", u64::from(overlap.steps));
+    fields.milliseconds("ms", overlap.time);
+    fields.end();
+}
+
+/// The fields of an object under construction.
+struct Fields<'a> {
+    out: &'a mut Vec<u8>,
+    first: bool,
+}
+
+impl<'a> Fields<'a> {
+    fn begin(out: &'a mut Vec<u8>) -> Self {
+        out.push(b'{');
+        Self { out, first: true }
+    }
+
+    fn key(&mut self, name: &str) {
+        if !std::mem::replace(&mut self.first, false) {
+            self.out.push(b',');
+        }
+        push_string(self.out, name);
+        self.out.push(b':');
+    }
+
+    fn text(&mut self, name: &str, value: &str) {
+        self.key(name);
+        push_string(self.out, value);
+    }
+
+    fn number(&mut self, name: &str, value: u64) {
+        self.key(name);
+        push_integer(self.out, value);
+    }
+
+    fn milliseconds(&mut self, name: &str, value: Duration) {
+        self.key(name);
+        self.out.extend_from_slice(format!("{:.3}", value.as_secs_f64() * 1e3).as_bytes());
+    }
+
+    fn end(self) {
+        self.out.push(b'}');
+    }
+}
