@@ -102,6 +102,7 @@ impl Policy {
         let beside = self.neighbour_of(lane.cores);
         let patience = batch.predicted.saturating_mul(self.limits.stall_factor).max(self.limits.stall_floor);
         let mut running = Running {
+            id,
             model,
             lane,
             requests: batch.requests.clone(),
@@ -124,7 +125,7 @@ impl Policy {
             let work = batch.predicted.mul_f64(lane.cores.len() as f64 * self.per_core);
             running.booking = Some(self.demand.book(batch.deadline - batch.predicted + work, work));
         }
-        self.running.insert(id, running);
+        self.running.push(running);
         actions.push(Action::Run(Step {
             id,
             model,

@@ -35,8 +35,8 @@ impl Policy {
         self.live.iter().all(|(id, live)| {
             let queued =
                 self.models.get(&live.request.model).is_some_and(|q| q.waiting.contains_key(&live.plan.key));
-            let steps = self.running.iter().filter(|(_, step)| step.requests.contains(id));
-            let steps: Vec<_> = steps.map(|(step, _)| *step).collect();
+            let steps = self.running.iter().filter(|step| step.requests.contains(id));
+            let steps: Vec<_> = steps.map(|step| step.id).collect();
             match live.step {
                 None => queued,
                 Some(step) => !queued && steps.contains(&step),
@@ -56,7 +56,7 @@ impl Policy {
     fn cores_are_exclusive(&self) -> bool {
         [SchedulingClass::Urgent, SchedulingClass::Idle].into_iter().all(|class| {
             let (mut taken, mut sum) = (CoreSet::EMPTY, 0);
-            for step in self.running.values().filter(|step| step.lane.class == class) {
+            for step in self.running.iter().filter(|step| step.lane.class == class) {
                 taken = taken.union(step.lane.cores);
                 sum += step.lane.cores.len();
             }
@@ -69,7 +69,7 @@ impl Policy {
         let urgent = self.models.values().flat_map(|queue| queue.waiting.keys()).filter(|key| !key.easy);
         let ranked: BTreeSet<_> = self.ranked.iter().map(|(_, key)| *key).collect();
         let waits = |live: &crate::policy::Live| live.step.is_none() && !live.plan.key.easy;
-        let running = self.running.values().filter(|step| step.booking.is_some()).count();
+        let running = self.running.iter().filter(|step| step.booking.is_some()).count();
         let rows = |queue: &crate::queue::ModelQueue| {
             let urgent = queue.waiting.iter().filter(|(key, _)| !key.easy);
             urgent.map(|(_, waiting)| waiting.rows).sum::<u32>() == queue.urgent_rows

@@ -33,7 +33,8 @@ pub struct Policy {
     pub(crate) per_core: f64,
     pub(crate) models: BTreeMap<ModelId, ModelQueue>,
     pub(crate) live: FxHashMap<RequestId, Live>,
-    pub(crate) running: BTreeMap<StepId, Running>,
+    /// As many as lanes at most, in the order in which they began.
+    pub(crate) running: Vec<Running>,
     /// The first waiting request with a deadline of every model, so that the next step is found without a
     /// search.
     pub(crate) heads: BTreeSet<(OrderKey, ModelId)>,
@@ -88,7 +89,7 @@ impl Policy {
             per_core: 1.0 / (cores.len() as f64 * floor.rest()),
             models: BTreeMap::new(),
             live: FxHashMap::default(),
-            running: BTreeMap::new(),
+            running: Vec::new(),
             heads: BTreeSet::new(),
             ranked: BTreeSet::new(),
             shares: Shares::default(),
@@ -129,7 +130,7 @@ impl Policy {
         self.dispatch(now, actions);
         self.note_preemption();
         // A lane may also be busy for requests that are gone; one that is stuck may never be free again.
-        let busy = self.running.values().any(|step| !step.is_stuck());
+        let busy = self.running.iter().any(|step| !step.is_stuck());
         if self.draining && !self.drained && self.live.is_empty() && !busy {
             self.drained = true;
             actions.push(Action::Drained);
@@ -276,7 +277,8 @@ impl Policy {
     }
 
     fn ended(&mut self, now: Time, report: StepReport, actions: &mut Vec<Action>) {
-        let Some(step) = self.running.remove(&report.step) else { return };
+        let index = self.running.iter().position(|step| step.id == report.step);
+        let Some(step) = index.map(|index| self.running.remove(index)) else { return };
         if let Some(booking) = step.booking {
             self.demand.release(booking);
         }
@@ -338,7 +340,7 @@ impl Policy {
 
     fn mark_stalled(&mut self, actions: &mut Vec<Action>) {
         for id in self.newly_stalled() {
-            let step = self.running.get_mut(&id).expect("just found");
+            let step = self.running.iter_mut().find(|step| step.id == id).expect("just found");
             step.patience = None;
             if let Some(booking) = step.booking.take() {
                 self.demand.release(booking);

@@ -20,6 +20,7 @@ const REBOOK_AFTER: Duration = Duration::from_millis(1);
 /// A step on a lane.
 #[derive(Clone, Debug)]
 pub(crate) struct Running {
+    pub(crate) id: StepId,
     pub(crate) model: ModelId,
     pub(crate) lane: LaneShape,
     pub(crate) requests: Requests,
@@ -68,7 +69,7 @@ impl Running {
 impl Policy {
     /// The lanes that are stalled now.
     pub fn stalled_lanes(&self) -> impl Iterator<Item = LaneId> {
-        self.running.values().filter(|step| step.is_stuck()).map(|step| step.lane.id)
+        self.running.iter().filter(|step| step.is_stuck()).map(|step| step.lane.id)
     }
 
     /// Brings the progress of all steps up to date.
@@ -78,19 +79,16 @@ impl Policy {
         if passed.is_zero() || self.running.is_empty() {
             return;
         }
-        let busy: Vec<_> = self
-            .running
-            .iter()
-            .filter(|(_, step)| !step.preempted)
-            .map(|(id, step)| (*id, step.lane.cores, step.model))
-            .collect();
-        for (id, step) in self.running.iter_mut().filter(|(_, step)| !step.preempted) {
+        for index in 0..self.running.len() {
+            if self.running[index].preempted {
+                continue;
+            }
+            let neighbour = self.neighbour_of(self.running[index].lane.cores);
+            let step = &mut self.running[index];
             step.progress += passed;
-            let other =
-                busy.iter().find(|(other, cores, _)| other != id && !overlap(*cores, step.lane.cores));
-            if let Some((.., model)) = other {
+            if neighbour.is_some() {
                 step.beside_time += passed;
-                step.neighbour = Some(*model);
+                step.neighbour = neighbour;
             }
         }
     }
@@ -100,7 +98,7 @@ impl Policy {
         let urgent = self.busy_cores(SchedulingClass::Urgent);
         let mut easy_cores = 0;
         let mut easy = false;
-        for step in self.running.values_mut() {
+        for step in &mut self.running {
             step.preempted = step.lane.class == SchedulingClass::Idle && overlap(step.lane.cores, urgent);
             step.was_preempted |= step.preempted;
             easy |= step.easy;
@@ -111,7 +109,7 @@ impl Policy {
 
     /// Corrects what is booked for running steps by what they have done since.
     pub(crate) fn rebook_running(&mut self) {
-        for step in self.running.values_mut() {
+        for step in &mut self.running {
             let Some(booking) = step.booking.filter(|_| step.progress >= step.booked_at + REBOOK_AFTER)
             else {
                 continue;
@@ -126,19 +124,19 @@ impl Policy {
 
     /// The cores with a step in this class.
     pub(crate) fn busy_cores(&self, class: SchedulingClass) -> CoreSet {
-        let of_class = self.running.values().filter(|step| step.lane.class == class);
+        let of_class = self.running.iter().filter(|step| step.lane.class == class);
         of_class.fold(CoreSet::EMPTY, |cores, step| cores.union(step.lane.cores))
     }
 
     pub(crate) fn stuck_cores(&self) -> CoreSet {
-        let stuck = self.running.values().filter(|step| step.is_stuck());
+        let stuck = self.running.iter().filter(|step| step.is_stuck());
         stuck.fold(CoreSet::EMPTY, |cores, step| cores.union(step.lane.cores))
     }
 
     /// The share of the whole device's time that steps which nothing preempts will still take, none of them
     /// counted for longer than `within`.
     pub(crate) fn ahead(&self, within: Duration) -> Duration {
-        let fixed = self.running.values().filter(|step| step.booking.is_none() && !step.is_stuck());
+        let fixed = self.running.iter().filter(|step| step.booking.is_none() && !step.is_stuck());
         let nanos =
             fixed.filter(|step| !(step.easy && step.lane.class == SchedulingClass::Idle)).map(|step| {
                 step.remaining(step.progress).min(within).as_secs_f64()
@@ -151,7 +149,7 @@ impl Policy {
     /// What runs on other cores than these.
     pub(crate) fn neighbour_of(&self, cores: CoreSet) -> Option<ModelId> {
         let beside = |step: &&crate::running::Running| !step.preempted && !overlap(step.lane.cores, cores);
-        self.running.values().find(beside).map(|step| step.model)
+        self.running.iter().find(beside).map(|step| step.model)
     }
 
     /// When the first step counts as stalled, as things are.
@@ -160,13 +158,13 @@ impl Policy {
             Some(patience) if !step.preempted => Some(self.paced_at + patience.saturating_sub(step.progress)),
             Some(_) | None => None,
         };
-        self.running.values().filter_map(due).min()
+        self.running.iter().filter_map(due).min()
     }
 
     /// Steps that have just become stalled.
     pub(crate) fn newly_stalled(&self) -> Vec<StepId> {
         let over = |step: &Running| step.patience.is_some_and(|patience| step.progress >= patience);
-        self.running.iter().filter(|(_, step)| over(step)).map(|(id, _)| *id).collect()
+        self.running.iter().filter(|step| over(step)).map(|step| step.id).collect()
     }
 }
 

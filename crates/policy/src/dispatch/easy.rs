@@ -23,7 +23,7 @@ impl Policy {
             return;
         }
         let (mut easy, mut other) = (CoreSet::EMPTY, self.stuck_cores());
-        for step in self.running.values().filter(|step| step.lane.class == SchedulingClass::Idle) {
+        for step in self.running.iter().filter(|step| step.lane.class == SchedulingClass::Idle) {
             let class = if step.easy { &mut easy } else { &mut other };
             *class = class.union(step.lane.cores);
         }
@@ -117,6 +117,6 @@ impl Policy {
     }
 
     fn has_easy(&self, cores: CoreSet) -> bool {
-        self.running.values().any(|step| step.easy && overlap(step.lane.cores, cores))
+        self.running.iter().any(|step| step.easy && overlap(step.lane.cores, cores))
     }
 }

@@ -15,7 +15,7 @@ impl Policy {
         while let Some((key, model)) = self.next_head(&mut walk) {
             let queue = &self.models[&model];
             let Some(lane) = self.lane_of(queue.terms.lane) else { continue };
-            if self.running.values().any(|step| step.lane.id == lane.id) {
+            if self.running.iter().any(|step| step.lane.id == lane.id) {
                 continue;
             }
             let batch = queue.batch_from(key, now, lane.cores.len(), Beside::Usual);

@@ -141,11 +141,11 @@ impl Policy {
     /// A long step that preempts another cannot be preempted itself. So it does only if it would be late
     /// otherwise, and leaves a core open to short ones if there are several.
     fn must_preempt(&self, now: Time, lane: LaneShape, batch: &Candidate) -> bool {
-        let on_lane = self.running.values().filter(|step| overlap(step.lane.cores, lane.cores) && !step.easy);
+        let on_lane = self.running.iter().filter(|step| overlap(step.lane.cores, lane.cores) && !step.easy);
         let free_at = on_lane.map(|step| now + step.remaining(step.progress)).max();
         let urgent = |step: &&Running| step.lane.class == SchedulingClass::Urgent;
         let long =
-            self.running.values().filter(urgent).filter(|step| self.load.is_long(step.predicted)).count();
+            self.running.iter().filter(urgent).filter(|step| self.load.is_long(step.predicted)).count();
         let lanes = self.fitting(lane.cores.len(), SchedulingClass::Urgent).count();
         let late_otherwise = free_at.is_none_or(|free_at| free_at > batch.start_by());
         late_otherwise && long < lanes.saturating_sub(1).max(1)

@@ -42,15 +42,14 @@ impl Policy {
     /// The latest start of the most pressing step that an urgent step on these cores would preempt, for
     /// the rest of it; [`Time::MAX`] if there is none but best effort.
     pub(super) fn pressing(&self, cores: CoreSet) -> Time {
-        let idle =
-            self.running.values().filter(|step| step.lane.class == SchedulingClass::Idle && !step.easy);
+        let idle = self.running.iter().filter(|step| step.lane.class == SchedulingClass::Idle && !step.easy);
         let of_these = idle.filter(|step| overlap(step.lane.cores, cores));
         of_these.map(|step| step.deadline - step.remaining(step.progress)).min().unwrap_or(Time::MAX)
     }
 
     /// The latest of these over all open cores.
     pub(super) fn least_pressing(&self, slots: Slots) -> Time {
-        let idle = self.running.values().filter(|step| step.lane.class == SchedulingClass::Idle);
+        let idle = self.running.iter().filter(|step| step.lane.class == SchedulingClass::Idle);
         let open = idle.filter(|step| step.lane.cores.is_subset(slots.open));
         let rest = |step: &crate::running::Running| match step.easy {
             true => Time::MAX,
