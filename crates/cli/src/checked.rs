@@ -38,6 +38,7 @@ pub(crate) fn node_config(settings: &Settings, models_dir: &Path, libraries: &[P
             stall_floor: seconds("limits.stall_s", limits.stall_s)?,
         },
         probe_budget: seconds("device.probe_s", settings.device.probe_s)?,
+        profiles_dir: None,
         defaults: model_settings(&settings.model_defaults).context("in `model_defaults`")?,
         models,
     })

@@ -5,17 +5,19 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use quadrant_engine::{
-    Batching as ProbeBatching, EngineError, Engines, LaneSpec, Model, ModelSource, ProbeOptions, Profile,
-    load, probe,
+    Batching as ProbeBatching, EngineError, EngineKind, Engines, LaneSpec, Model, ModelSource, ProbeOptions,
+    Profile, load, probe,
 };
 use quadrant_policy::ModelTerms;
 use quadrant_types::{ModelId, ModelSpec};
 
 use crate::message::Message;
+use crate::profiles::{ProfileStore, Stored};
 use crate::registry::ShapeTable;
 use crate::repository::{Found, ModelFiles, labels_fit, read_labels};
 use crate::{Batching, Config, Handle, ModelEntry, ModelSettings, pbtxt};
@@ -35,6 +37,7 @@ pub(crate) struct Loader {
     engines: Engines,
     lanes: Vec<LaneSpec>,
     config: Config,
+    profiles: Option<ProfileStore>,
     found: Vec<Found>,
 }
 
@@ -56,7 +59,9 @@ impl Loader {
                 }
             }
         }
-        Self { handle, engines, lanes, config, found }
+        let folder = config.profiles_dir.clone();
+        let profiles = folder.map(|folder| ProfileStore::new(folder, config.cores.len()));
+        Self { handle, engines, lanes, config, profiles, found }
     }
 
     pub(crate) fn run(mut self) {
@@ -86,33 +91,17 @@ impl Loader {
         version: u64,
         files: &ModelFiles,
     ) -> Result<(ModelEntry, ModelTerms), String> {
-        let written = match &files.config {
-            Some(path) => pbtxt::read(path)?,
-            None => pbtxt::ModelConfig::default(),
-        };
-        if !written.unused.is_empty() {
-            self.handle.telemetry.settings_unused(name, &written.unused);
+        let Opened { model, spec, kind, settings, unused } =
+            open(name, version, files, (&self.engines, &self.config))?;
+        if !unused.is_empty() {
+            self.handle.telemetry.settings_unused(name, &unused);
         }
-        let outer = written.settings.or(&self.config.defaults);
-        let settings = self.config.models.get(name).map_or_else(|| outer.clone(), |said| said.or(&outer));
-        let source = ModelSource {
-            name: name.into(),
-            version,
-            path: files.model.clone(),
-            engine: settings.engine,
-            labels: BTreeMap::new(),
-        };
-        let engine = source.engine_kind(&self.engines).map_err(reason)?.name();
-        let model = load(&source, &self.engines).map_err(reason)?;
-        written.check(model.spec())?;
-        let mut spec = model.spec().clone();
-        attach_labels(&mut spec, files, &written)?;
-        let profile = self.try_out(&model, &settings);
+        let profile = self.profile(&model, kind, &files.model, &settings);
         self.install(id, &model, &profile.widths)?;
         let rows_max = if profile.batches { rows_max(&settings) } else { 1 };
         let entry = ModelEntry {
             id,
-            engine,
+            engine: kind.name(),
             rows_max,
             batches: profile.batches,
             width: profile.width,
@@ -124,20 +113,36 @@ impl Loader {
         Ok((entry, terms(&profile, &settings, model.spec())))
     }
 
-    fn try_out(&self, model: &Arc<dyn Model>, settings: &ModelSettings) -> Profile {
-        let single: Vec<LaneSpec> = self.lanes.iter().filter(|lane| lane.cores.len() == 1).copied().collect();
-        let batching = match settings.batching() {
-            Batching::Auto => ProbeBatching::Declared,
-            Batching::Off => ProbeBatching::Never,
-            Batching::UpTo(_) => ProbeBatching::Allowed,
-        };
-        let options = ProbeOptions {
-            batching,
-            rows_max: rows_max(settings) as usize,
-            width: settings.width.map(|width| width.min(self.config.cores.len())),
-            budget: self.config.probe_budget,
-        };
-        probe(model, &single, &self.engines.clock, &options)
+    /// The stored profile if it fits; otherwise what the model shows when it is tried out, which is stored.
+    fn profile(
+        &self,
+        model: &Arc<dyn Model>,
+        kind: EngineKind,
+        path: &Path,
+        settings: &ModelSettings,
+    ) -> Profile {
+        let telemetry = &self.handle.telemetry;
+        let options = probe_options(settings, &self.config);
+        let name = &*model.spec().name;
+        let key = |store: &ProfileStore| store.key(path, engine_version(&self.engines, kind));
+        // A file that was just loaded can be read; if not, it is measured like one without a store.
+        let kept = self.profiles.as_ref().and_then(|store| Some((store, key(store).ok()?)));
+        match kept.as_ref().map_or(Stored::Nothing, |(store, key)| store.find(key, &options)) {
+            Stored::Fits(profile) => {
+                telemetry.profile_reused(name);
+                return profile;
+            }
+            Stored::Unusable(reason) => telemetry.profile_unusable(name, &reason),
+            Stored::Nothing => (),
+        }
+        let profile = try_out(model, &self.lanes, &self.engines, &options);
+        // One that could not be tried out may be luckier next time.
+        if let Some((store, key)) = kept.filter(|_| !profile.costs.is_empty())
+            && let Err(error) = store.keep(&key, &options, &profile)
+        {
+            telemetry.profile_not_stored(name, &error);
+        }
+        profile
     }
 
     /// Gives every lane of these widths what it needs to run the model, the widest first: from then on an
@@ -157,6 +162,79 @@ impl Loader {
         }
         Ok(())
     }
+}
+
+/// A model that was loaded, with what is to hold for it.
+pub(crate) struct Opened {
+    pub(crate) model: Arc<dyn Model>,
+    /// What it takes and gives, with the names of its classes.
+    pub(crate) spec: ModelSpec,
+    pub(crate) kind: EngineKind,
+    pub(crate) settings: ModelSettings,
+    /// Fields of its `config.pbtxt` that mean nothing here.
+    pub(crate) unused: Vec<&'static str>,
+}
+
+/// Loads the files of a model.
+///
+/// # Errors
+/// Why it cannot be served, for a person.
+pub(crate) fn open(
+    name: &str,
+    version: u64,
+    files: &ModelFiles,
+    (engines, config): (&Engines, &Config),
+) -> Result<Opened, String> {
+    let written = match &files.config {
+        Some(path) => pbtxt::read(path)?,
+        None => pbtxt::ModelConfig::default(),
+    };
+    let outer = written.settings.or(&config.defaults);
+    let settings = config.models.get(name).map_or_else(|| outer.clone(), |said| said.or(&outer));
+    let source = ModelSource {
+        name: name.into(),
+        version,
+        path: files.model.clone(),
+        engine: settings.engine,
+        labels: BTreeMap::new(),
+    };
+    let kind = source.engine_kind(engines).map_err(reason)?;
+    let model = load(&source, engines).map_err(reason)?;
+    written.check(model.spec())?;
+    let mut spec = model.spec().clone();
+    attach_labels(&mut spec, files, &written)?;
+    Ok(Opened { model, spec, kind, settings, unused: written.unused })
+}
+
+/// How a model with these settings is tried out.
+pub(crate) fn probe_options(settings: &ModelSettings, config: &Config) -> ProbeOptions {
+    let batching = match settings.batching() {
+        Batching::Auto => ProbeBatching::Declared,
+        Batching::Off => ProbeBatching::Never,
+        Batching::UpTo(_) => ProbeBatching::Allowed,
+    };
+    ProbeOptions {
+        batching,
+        rows_max: rows_max(settings) as usize,
+        width: settings.width.map(|width| width.min(config.cores.len())),
+        budget: config.probe_budget,
+    }
+}
+
+/// Tries a model out on the lanes of one core.
+pub(crate) fn try_out(
+    model: &Arc<dyn Model>,
+    lanes: &[LaneSpec],
+    engines: &Engines,
+    options: &ProbeOptions,
+) -> Profile {
+    let single: Vec<LaneSpec> = lanes.iter().filter(|lane| lane.cores.len() == 1).copied().collect();
+    probe(model, &single, &engines.clock, options)
+}
+
+/// The engine as profiles name it.
+pub(crate) fn engine_version(engines: &Engines, kind: EngineKind) -> String {
+    format!("{} {}", kind.name(), engines.version(kind))
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]

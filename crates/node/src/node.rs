@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use quadrant_engine::{EngineError, Engines, Lane, LaneSink, LaneSpec, OnnxRuntime, SchedulingClass};
 use quadrant_policy::{LaneShape, Policy};
-use quadrant_types::{Clock, CoreSet, LaneId};
+use quadrant_types::{CoreSet, LaneId};
 
 use crate::driver::Driver;
 use crate::registry::Registry;
@@ -64,14 +64,8 @@ impl Node {
     pub fn start(config: Config) -> Result<Self, StartError> {
         let found = repository::scan(&config.models_dir)
             .map_err(|source| StartError::Repository { path: config.models_dir.clone(), source })?;
-        let onnxruntime = match &config.onnxruntime {
-            None => None,
-            Some(path) => Some(
-                OnnxRuntime::open(path)
-                    .map_err(|source| StartError::OnnxRuntime { path: path.clone(), source })?,
-            ),
-        };
-        let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
+        let engines = engines(&config)?;
+        let clock = Arc::clone(&engines.clock);
         let telemetry = Arc::new(Telemetry::new());
         let lanes = lane_specs(config.cores);
         let shapes = lanes.iter().map(|lane| LaneShape { id: lane.id, cores: lane.cores }).collect();
@@ -88,7 +82,6 @@ impl Node {
         let handle = Handle { clock: Arc::clone(&clock), driver, registry, telemetry };
         let ticking = Arc::clone(&handle.driver);
         let ticker = spawn("ticker", move || ticking.run_ticker()).map_err(lane_error)?;
-        let engines = Engines { onnxruntime, clock };
         let loading = loader::Loader::new(handle.clone(), engines, lanes, config, found);
         let loader = spawn("loader", move || loading.run()).map_err(lane_error)?;
         Ok(Self { handle, ticker: Some(ticker), loader: Some(loader) })
@@ -131,8 +124,17 @@ impl Drop for Node {
     }
 }
 
+/// What models are loaded with.
+pub(crate) fn engines(config: &Config) -> Result<Engines, StartError> {
+    let open = |path: &PathBuf| {
+        OnnxRuntime::open(path).map_err(|source| StartError::OnnxRuntime { path: path.clone(), source })
+    };
+    let onnxruntime = config.onnxruntime.as_ref().map(open).transpose()?;
+    Ok(Engines { onnxruntime, clock: Arc::new(MonotonicClock::new()) })
+}
+
 /// One lane for each core, and one for all of them together.
-fn lane_specs(cores: CoreSet) -> Vec<LaneSpec> {
+pub(crate) fn lane_specs(cores: CoreSet) -> Vec<LaneSpec> {
     let single = cores.cores().map(|core| CoreSet::from_cores([core]));
     let wide = (cores.len() > 1).then_some(cores);
     let spec = |(index, cores)| LaneSpec {

@@ -43,6 +43,7 @@ fn config(models_dir: &Path) -> Config {
         onnxruntime: None,
         limits: Limits::default(),
         probe_budget: Duration::from_millis(20),
+        profiles_dir: None,
         defaults: ModelSettings::default(),
         models: BTreeMap::new(),
     }

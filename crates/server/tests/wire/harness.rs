@@ -54,6 +54,7 @@ impl Server {
             onnxruntime: None,
             limits: quadrant_policy_limits(),
             probe_budget: Duration::from_secs(1),
+            profiles_dir: None,
             defaults: ModelSettings::default(),
             models: BTreeMap::from([("addsub".to_owned(), batched)]),
         };
