@@ -8,6 +8,7 @@ mod client;
 mod demo;
 mod infer;
 mod logging;
+mod profile;
 mod serve;
 mod settings;
 
@@ -36,6 +37,8 @@ enum Command {
     Infer(infer::InferArgs),
     /// Send load and report latency percentiles.
     Bench(bench::BenchArgs),
+    /// Measure models on this machine, show what a step costs, and keep it for the next `serve`.
+    Profile(profile::ProfileArgs),
     /// Print the checked configuration with every default, as a file that `serve --config` takes.
     Config(serve::ConfigArgs),
 }
@@ -58,6 +61,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Demo(args) => demo::run(args),
         Command::Infer(args) => infer::run(args),
         Command::Bench(args) => bench::run_bench(args),
+        Command::Profile(args) => profile::run(args),
         Command::Config(args) => serve::print_config(args),
     }
 }
