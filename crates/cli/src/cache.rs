@@ -35,6 +35,12 @@ pub(crate) fn or_fetched(given: Option<&Path>, fetched: &str) -> Result<PathBuf>
     Ok(path)
 }
 
+/// Where what was measured of models is kept, if there is a folder for it.
+pub(crate) fn profiles_dir() -> Option<PathBuf> {
+    // Beside what was fetched.
+    Some(store().ok()?.assets().with_file_name("profiles"))
+}
+
 /// Where ONNX Runtime's library may be: what the demo fetched, then the system's usual folders.
 pub(crate) fn onnxruntime_places() -> Vec<PathBuf> {
     let fetched = store().ok().map(|store| store.assets().join("onnxruntime/libonnxruntime.so"));

@@ -43,6 +43,7 @@ pub(crate) fn node_config(settings: &Settings, models_dir: &Path, libraries: &[P
             best_effort_floor_permille: permille(settings.scheduler.best_effort_floor)?,
         },
         probe_budget: seconds("device.probe_s", settings.device.probe_s)?,
+        profiles_dir: None,
         defaults: model_settings(&settings.model_defaults).context("in `model_defaults`")?,
         models,
     })

@@ -9,6 +9,7 @@ mod demo;
 mod explain;
 mod infer;
 mod logging;
+mod profile;
 mod serve;
 mod settings;
 mod simulate;
@@ -44,6 +45,8 @@ enum Command {
     Plan(simulate::PlanArgs),
     /// Say why a request took as long as it did.
     Explain(explain::ExplainArgs),
+    /// Measure models on this machine, show what a step costs, and keep it for the next `serve`.
+    Profile(profile::ProfileArgs),
     /// Print the checked configuration with every default, as a file that `serve --config` takes.
     Config(serve::ConfigArgs),
 }
@@ -69,6 +72,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Simulate(args) => simulate::run(args),
         Command::Plan(args) => simulate::plan(args),
         Command::Explain(args) => explain::run(args),
+        Command::Profile(args) => profile::run(args),
         Command::Config(args) => serve::print_config(args),
     }
 }

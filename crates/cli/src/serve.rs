@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use quadrant_node::{ModelState, Node};
+use quadrant_node::{Config, ModelState, Node};
 use quadrant_server::{Limits, Shared, run_grpc, run_http, run_metrics};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -128,6 +128,7 @@ pub(crate) fn serve<F: Future<Output = Result<After>>>(
     alongside: impl FnOnce(Bound) -> F,
 ) -> Result<()> {
     let config = node_config(settings, models_dir, &cache::onnxruntime_places())?;
+    let config = Config { profiles_dir: cache::profiles_dir(), ..config };
     let limits = wire_limits(settings)?;
     let objectives = named_objectives(settings)?;
     let runtime = runtime(settings)?;

@@ -76,6 +76,17 @@ pub struct Engines {
     pub clock: Arc<dyn Clock>,
 }
 
+impl Engines {
+    /// The version of an engine: what it measures holds for no other.
+    pub fn version(&self, kind: EngineKind) -> &str {
+        match (kind, &self.onnxruntime) {
+            (EngineKind::Ort, Some(runtime)) => runtime.version(),
+            // Those within this program change with it.
+            (EngineKind::Ort | EngineKind::Rten | EngineKind::Emulated, _) => env!("CARGO_PKG_VERSION"),
+        }
+    }
+}
+
 /// A model file, and how it is to be served.
 #[derive(Clone, Debug)]
 pub struct ModelSource {

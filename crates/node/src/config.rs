@@ -26,6 +26,8 @@ pub struct Config {
     pub limits: Limits,
     /// How long the measuring of one model at load may take.
     pub probe_budget: Duration,
+    /// Where what was measured of models is kept from one start to the next; nowhere if not given.
+    pub profiles_dir: Option<PathBuf>,
     /// What holds for a model that does not say otherwise.
     pub defaults: ModelSettings,
     /// What single models say, by name.

@@ -5,18 +5,20 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use quadrant_engine::{
-    Batching as ProbeBatching, EngineError, Engines, LaneSpec, Model, ModelSource, ProbeOptions, Profile,
-    load, probe,
+    Batching as ProbeBatching, EngineError, EngineKind, Engines, LaneSpec, Model, ModelSource, ProbeOptions,
+    Profile, load, probe,
 };
 use quadrant_policy::{Cost, Discipline, ModelTerms};
 use quadrant_types::{LaneId, ModelId, ModelSpec};
 
 use crate::message::Message;
 use crate::node::single_lanes;
+use crate::profiles::{ProfileStore, Stored};
 use crate::registry::ShapeTable;
 use crate::repository::{Found, ModelFiles, labels_fit, read_labels};
 use crate::{Batching, Config, Handle, ModelEntry, ModelSettings, pbtxt};
@@ -36,6 +38,7 @@ pub(crate) struct Loader {
     engines: Engines,
     lanes: Vec<LaneSpec>,
     config: Config,
+    profiles: Option<ProfileStore>,
     found: Vec<Found>,
 }
 
@@ -57,7 +60,9 @@ impl Loader {
                 }
             }
         }
-        Self { handle, engines, lanes, config, found }
+        let folder = config.profiles_dir.clone();
+        let profiles = folder.map(|folder| ProfileStore::new(folder, config.cores.len()));
+        Self { handle, engines, lanes, config, profiles, found }
     }
 
     pub(crate) fn run(mut self) {
@@ -87,34 +92,18 @@ impl Loader {
         version: u64,
         files: &ModelFiles,
     ) -> Result<(ModelEntry, ModelTerms), String> {
-        let written = match &files.config {
-            Some(path) => pbtxt::read(path)?,
-            None => pbtxt::ModelConfig::default(),
-        };
-        if !written.unused.is_empty() {
-            self.handle.telemetry.settings_unused(name, &written.unused);
+        let Opened { model, spec, kind, settings, unused } =
+            open(name, version, files, (&self.engines, &self.config))?;
+        if !unused.is_empty() {
+            self.handle.telemetry.settings_unused(name, &unused);
         }
-        let outer = written.settings.or(&self.config.defaults);
-        let settings = self.config.models.get(name).map_or_else(|| outer.clone(), |said| said.or(&outer));
-        let source = ModelSource {
-            name: name.into(),
-            version,
-            path: files.model.clone(),
-            engine: settings.engine,
-            labels: BTreeMap::new(),
-        };
-        let engine = source.engine_kind(&self.engines).map_err(reason)?.name();
-        let model = load(&source, &self.engines).map_err(reason)?;
-        written.check(model.spec())?;
-        let mut spec = model.spec().clone();
-        attach_labels(&mut spec, files, &written)?;
-        let profile = self.try_out(&model, &settings);
         let own_lane = self.own_lane(id);
+        let profile = self.profile(&model, kind, &files.model, &settings);
         self.install(id, &model, &profile.widths, own_lane)?;
         let rows_max = if profile.batches { rows_max(&settings) } else { 1 };
         let entry = ModelEntry {
             id,
-            engine,
+            engine: kind.name(),
             rows_max,
             batches: profile.batches,
             width: profile.width,
@@ -129,28 +118,36 @@ impl Loader {
         Ok((entry, terms))
     }
 
-    fn try_out(&self, model: &Arc<dyn Model>, settings: &ModelSettings) -> Profile {
-        let single: Vec<LaneSpec> = single_lanes(self.config.cores).collect();
-        let batching = match settings.batching() {
-            Batching::Auto => ProbeBatching::Declared,
-            Batching::Off => ProbeBatching::Never,
-            Batching::UpTo(_) => ProbeBatching::Allowed,
-        };
-        let options = ProbeOptions {
-            batching,
-            rows_max: rows_max(settings) as usize,
-            width: self.width(settings),
-            budget: self.config.probe_budget,
-        };
-        probe(model, &single, &self.engines.clock, &options)
-    }
-
-    /// The disciplines to compare with run every step on all cores.
-    fn width(&self, settings: &ModelSettings) -> Option<usize> {
-        match self.config.discipline {
-            Discipline::Quadrant => settings.width.map(|width| width.min(self.config.cores.len())),
-            Discipline::Fifo | Discipline::Clockwork => Some(self.config.cores.len()),
+    /// The stored profile if it fits; otherwise what the model shows when it is tried out, which is stored.
+    fn profile(
+        &self,
+        model: &Arc<dyn Model>,
+        kind: EngineKind,
+        path: &Path,
+        settings: &ModelSettings,
+    ) -> Profile {
+        let telemetry = &self.handle.telemetry;
+        let options = probe_options(settings, &self.config);
+        let name = &*model.spec().name;
+        let key = |store: &ProfileStore| store.key(path, engine_version(&self.engines, kind));
+        // A file that was just loaded can be read; if not, it is measured like one without a store.
+        let kept = self.profiles.as_ref().and_then(|store| Some((store, key(store).ok()?)));
+        match kept.as_ref().map_or(Stored::Nothing, |(store, key)| store.find(key, &options)) {
+            Stored::Fits(profile) => {
+                telemetry.profile_reused(name);
+                return profile;
+            }
+            Stored::Unusable(reason) => telemetry.profile_unusable(name, &reason),
+            Stored::Nothing => (),
         }
+        let profile = try_out(model, &self.config, &self.engines, &options);
+        // One that could not be tried out may be luckier next time.
+        if let Some((store, key)) = kept.filter(|_| !profile.costs.is_empty())
+            && let Err(error) = store.keep(&key, &options, &profile)
+        {
+            telemetry.profile_not_stored(name, &error);
+        }
+        profile
     }
 
     /// The lane that only this model uses, if models have their own.
@@ -185,6 +182,83 @@ impl Loader {
         }
         Ok(())
     }
+}
+
+/// A model that was loaded, with what is to hold for it.
+pub(crate) struct Opened {
+    pub(crate) model: Arc<dyn Model>,
+    /// What it takes and gives, with the names of its classes.
+    pub(crate) spec: ModelSpec,
+    pub(crate) kind: EngineKind,
+    pub(crate) settings: ModelSettings,
+    /// Fields of its `config.pbtxt` that mean nothing here.
+    pub(crate) unused: Vec<&'static str>,
+}
+
+/// Loads the files of a model.
+///
+/// # Errors
+/// Why it cannot be served, for a person.
+pub(crate) fn open(
+    name: &str,
+    version: u64,
+    files: &ModelFiles,
+    (engines, config): (&Engines, &Config),
+) -> Result<Opened, String> {
+    let written = match &files.config {
+        Some(path) => pbtxt::read(path)?,
+        None => pbtxt::ModelConfig::default(),
+    };
+    let outer = written.settings.or(&config.defaults);
+    let settings = config.models.get(name).map_or_else(|| outer.clone(), |said| said.or(&outer));
+    let source = ModelSource {
+        name: name.into(),
+        version,
+        path: files.model.clone(),
+        engine: settings.engine,
+        labels: BTreeMap::new(),
+    };
+    let kind = source.engine_kind(engines).map_err(reason)?;
+    let model = load(&source, engines).map_err(reason)?;
+    written.check(model.spec())?;
+    let mut spec = model.spec().clone();
+    attach_labels(&mut spec, files, &written)?;
+    Ok(Opened { model, spec, kind, settings, unused: written.unused })
+}
+
+/// How a model with these settings is tried out.
+pub(crate) fn probe_options(settings: &ModelSettings, config: &Config) -> ProbeOptions {
+    let batching = match settings.batching() {
+        Batching::Auto => ProbeBatching::Declared,
+        Batching::Off => ProbeBatching::Never,
+        Batching::UpTo(_) => ProbeBatching::Allowed,
+    };
+    ProbeOptions {
+        batching,
+        rows_max: rows_max(settings) as usize,
+        // The disciplines to compare with run every step on all cores.
+        width: match config.discipline {
+            Discipline::Quadrant => settings.width.map(|width| width.min(config.cores.len())),
+            Discipline::Fifo | Discipline::Clockwork => Some(config.cores.len()),
+        },
+        budget: config.probe_budget,
+    }
+}
+
+/// Tries a model out on the lanes of one core.
+pub(crate) fn try_out(
+    model: &Arc<dyn Model>,
+    config: &Config,
+    engines: &Engines,
+    options: &ProbeOptions,
+) -> Profile {
+    let single: Vec<LaneSpec> = single_lanes(config.cores).collect();
+    probe(model, &single, &engines.clock, options)
+}
+
+/// The engine as profiles name it.
+pub(crate) fn engine_version(engines: &Engines, kind: EngineKind) -> String {
+    format!("{} {}", kind.name(), engines.version(kind))
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use quadrant_engine::{EngineError, Engines, Lane, LaneSink, LaneSpec, OnnxRuntime, SchedulingClass};
 use quadrant_policy::{Discipline, LaneShape, Policy};
-use quadrant_types::{Clock, CoreSet, LaneId};
+use quadrant_types::{CoreSet, LaneId};
 
 use crate::driver::Driver;
 use crate::message::Message;
@@ -69,14 +69,8 @@ impl Node {
     pub fn start(config: Config) -> Result<Self, StartError> {
         let found = repository::scan(&config.models_dir)
             .map_err(|source| StartError::Repository { path: config.models_dir.clone(), source })?;
-        let onnxruntime = match &config.onnxruntime {
-            None => None,
-            Some(path) => Some(
-                OnnxRuntime::open(path)
-                    .map_err(|source| StartError::OnnxRuntime { path: path.clone(), source })?,
-            ),
-        };
-        let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::new());
+        let engines = engines(&config)?;
+        let clock = Arc::clone(&engines.clock);
         let tenants = Arc::new(Tenants::new(&config.weights));
         let telemetry = Arc::new(Telemetry::new(Arc::clone(&tenants)));
         let lanes = lane_specs(config.cores, config.discipline, found.len());
@@ -97,7 +91,6 @@ impl Node {
         let handle = Handle { clock: Arc::clone(&clock), driver, registry, telemetry, tenants };
         let ticking = Arc::clone(&handle.driver);
         let ticker = spawn("ticker", move || ticking.run_ticker()).map_err(lane_error)?;
-        let engines = Engines { onnxruntime, clock };
         let loading = loader::Loader::new(handle.clone(), engines, lanes, config, found);
         let loader = spawn("loader", move || loading.run()).map_err(lane_error)?;
         Ok(Self { handle, ticker: Some(ticker), loader: Some(loader) })
@@ -138,6 +131,15 @@ impl Drop for Node {
             self.end(Duration::from_secs(1));
         }
     }
+}
+
+/// What models are loaded with.
+pub(crate) fn engines(config: &Config) -> Result<Engines, StartError> {
+    let open = |path: &PathBuf| {
+        OnnxRuntime::open(path).map_err(|source| StartError::OnnxRuntime { path: path.clone(), source })
+    };
+    let onnxruntime = config.onnxruntime.as_ref().map(open).transpose()?;
+    Ok(Engines { onnxruntime, clock: Arc::new(MonotonicClock::new()) })
 }
 
 /// The lanes that a discipline wants. Quadrant's: one for each core, one for all of them together, and an

@@ -178,6 +178,18 @@ impl Telemetry {
         );
     }
 
+    pub(crate) fn profile_reused(&self, model: &str) {
+        tracing::info!(model, "not measured again: its stored profile fits");
+    }
+
+    pub(crate) fn profile_unusable(&self, model: &str, reason: &str) {
+        tracing::warn!(model, "a stored profile is not used and will be overwritten: {reason}");
+    }
+
+    pub(crate) fn profile_not_stored(&self, model: &str, error: &std::io::Error) {
+        tracing::warn!(model, %error, "the profile is not stored; the next start measures again");
+    }
+
     pub(crate) fn settings_unused(&self, model: &str, fields: &[&str]) {
         tracing::warn!(model, "fields of `config.pbtxt` that are not used: {}", fields.join(", "));
     }

@@ -45,6 +45,7 @@ fn config(models_dir: &Path) -> Config {
         weights: BTreeMap::new(),
         limits: Limits::default(),
         probe_budget: Duration::from_millis(20),
+        profiles_dir: None,
         defaults: ModelSettings::default(),
         models: BTreeMap::new(),
     }

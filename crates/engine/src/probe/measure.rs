@@ -54,10 +54,12 @@ impl Worker {
         let mut runner = model.runner(lane)?;
         let (orders, inbox) = sync_channel::<Order>(1);
         let clock = Arc::clone(clock);
+        let is_narrow = lane.cores.len() <= 1;
         let serve = move || {
             for Order { work, window, answer } in inbox {
                 // Whoever lost patience no longer takes it.
-                let _taken = answer.send(guarded(|| execute(&mut *runner, &work, window, &*clock)));
+                let _taken =
+                    answer.send(guarded(|| execute(&mut *runner, &work, (window, is_narrow), &*clock)));
             }
         };
         let name = format!("probe-{}", lane.cores);
@@ -123,31 +125,66 @@ fn hangs() -> EngineError {
 fn execute(
     runner: &mut dyn Runner,
     work: &StepWork,
-    window: Duration,
+    (window, is_narrow): (Duration, bool),
     clock: &dyn Clock,
 ) -> Result<Answer, EngineError> {
-    let outputs = step(runner, work)?;
+    let (outputs, _) = step(runner, work)?;
     let mut times = Vec::new();
     let began = clock.now();
     let mut now = began;
     while !window.is_zero() && (times.len() < STEPS.0 || now < began + window) && times.len() < STEPS.1 {
-        step(runner, work)?;
+        let (_, core_time) = step(runner, work)?;
         let after = clock.now();
-        times.push(after.since(now));
+        // Of threads beside the caller's little is known, so no wide step counts as disturbed.
+        let time = after.since(now);
+        times.push((time, if is_narrow { core_time } else { time }));
         now = after;
     }
-    times.sort_unstable();
-    let median = times.get(times.len() / 2).copied().unwrap_or_default();
-    Ok(Answer { outputs, median })
+    Ok(Answer { outputs, median: median(&times) })
 }
 
-/// Runs one step and waits for its `Done`, wherever it fires.
-fn step(runner: &mut dyn Runner, work: &StepWork) -> StepResult {
+/// The median of the times of steps, given with the processor time of each. Steps during which something
+/// else had the core count only if there are no others; a device that is waited for has no others.
+fn median(times: &[(Duration, Duration)]) -> Duration {
+    let undisturbed = times.iter().filter(|(time, core_time)| *core_time * 10 >= *time * 9);
+    let mut counted: Vec<_> = undisturbed.map(|(time, _)| *time).collect();
+    if counted.is_empty() {
+        counted = times.iter().map(|(time, _)| *time).collect();
+    }
+    counted.sort_unstable();
+    counted.get(counted.len() / 2).copied().unwrap_or_default()
+}
+
+/// Runs one step and waits for its `Done`, wherever it fires. Also gives the processor time of the calling
+/// thread and of those that the engine told of.
+fn step(runner: &mut dyn Runner, work: &StepWork) -> Result<(Vec<Tensor>, Duration), EngineError> {
     let (send, receive) = sync_channel(1);
-    let done = Done::new(move |result| {
+    let before = quadrant_sys::thread_time();
+    let done = Done::timed(move |result, elsewhere| {
         // The receiver waits below.
-        let _taken = send.send(result);
+        let _taken = send.send((result, elsewhere));
     });
     runner.submit(work.clone(), done);
-    receive.recv().map_err(|_| EngineError::Panicked("the engine gave no result".into()))?
+    let (result, elsewhere) =
+        receive.recv().map_err(|_| EngineError::Panicked("the engine gave no result".into()))?;
+    let here = quadrant_sys::thread_time().saturating_sub(before);
+    result.map(|outputs| (outputs, here + elsewhere))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disturbed_steps_count_only_where_there_are_no_others() {
+        let check = |times_ms: &[(u64, u64)], expect_ms| {
+            let times = times_ms.iter().map(|(time, core)| [*time, *core].map(Duration::from_millis));
+            let times: Vec<_> = times.map(|[time, core]| (time, core)).collect();
+            assert_eq!(median(&times), Duration::from_millis(expect_ms), "{times_ms:?}");
+        };
+        check(&[(10, 10), (30, 30), (20, 20)], 20);
+        check(&[(70, 12), (10, 9), (90, 11), (80, 12), (12, 12), (11, 11)], 11);
+        check(&[(70, 12), (90, 0), (80, 10)], 80);
+        check(&[], 0);
+    }
 }

@@ -16,4 +16,5 @@ mod ort;
 mod probe;
 mod real_models;
 mod rten;
+mod shared_weights;
 mod support;

@@ -56,6 +56,7 @@ impl Server {
             weights: BTreeMap::new(),
             limits: quadrant_policy_limits(),
             probe_budget: Duration::from_secs(1),
+            profiles_dir: None,
             defaults: ModelSettings::default(),
             models: BTreeMap::from([("addsub".to_owned(), batched)]),
         };
