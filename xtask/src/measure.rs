@@ -3,6 +3,7 @@
 //! of the machine's time went to others, or the generator itself sent late, is void and repeated; voids are
 //! counted.
 
+mod decisions;
 mod latency;
 mod schedule;
 mod server;
@@ -41,6 +42,8 @@ enum What {
     Throughput,
     /// Size of the binary and memory without models.
     Size,
+    /// Cost of a scheduling decision, and speed of the simulator.
+    Decisions,
 }
 
 /// Measures.
@@ -51,6 +54,9 @@ pub(crate) fn run_measure(args: &MeasureArgs) -> Result<()> {
     ensure!(args.repetitions > 0, "`--repetitions` must be at least 1");
     build()?;
     let wanted = |what| args.what.is_empty() || args.what.contains(&what);
+    if wanted(What::Decisions) {
+        decisions::measure(args)?;
+    }
     if wanted(What::Size) {
         size::measure()?;
     }
@@ -88,11 +94,19 @@ fn bench(address: &str, arguments: &[&str]) -> Result<Report> {
 
 /// Runs `quadrant bench` with these arguments.
 fn bench_any(address: &str, arguments: &[&str]) -> Result<Report> {
-    // The generator stands for other machines, so it goes before the server where that is allowed; elsewhere
-    // `nice` only says that it is not, and how late it sends is measured anyway.
-    let output = std::process::Command::new("nice")
-        .args(["-n", "-10"])
-        .arg(program("quadrant"))
+    // The generator stands for other machines, so it goes before the server where that is allowed; how late
+    // it sends is measured in any case.
+    let realtime = ["-f", "1"];
+    let allowed = std::process::Command::new("chrt").args(realtime).arg("true").output();
+    let mut command = match allowed {
+        Ok(output) if output.status.success() => {
+            let mut command = std::process::Command::new("chrt");
+            command.args(realtime).arg(program("quadrant"));
+            command
+        }
+        Ok(_) | Err(_) => std::process::Command::new(program("quadrant")),
+    };
+    let output = command
         .args(["bench", "--quiet", "--json", "-", "--address", address])
         .args(arguments)
         .output()

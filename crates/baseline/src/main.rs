@@ -1,6 +1,7 @@
-//! What the server is measured against: a bare axum echo, a bare tonic echo, and a loop around an engine
-//! without any server. Each as plain as its library's own examples.
+//! What the server is measured against: a bare axum echo, a bare tonic echo, a loop around an engine
+//! without any server, and the scheduler and the simulator by themselves. Each as plain as its library's own examples.
 
+mod decisions;
 mod echo;
 mod engine_loop;
 
@@ -33,6 +34,10 @@ enum Command {
     },
     /// Runs a model back to back on one core, as JSON: rows per second, median and 99th percentile.
     EngineLoop(engine_loop::LoopArgs),
+    /// Times the scheduler's decisions with many models and a long queue.
+    Decisions(decisions::DecisionArgs),
+    /// Times the simulator.
+    Simulation,
 }
 
 fn main() -> ExitCode {
@@ -50,6 +55,8 @@ fn run(command: Command) -> Result<()> {
         Command::EchoHttp { address } => runtime()?.block_on(echo::http(address)),
         Command::EchoGrpc { address } => runtime()?.block_on(echo::grpc(address)),
         Command::EngineLoop(args) => engine_loop::run(&args),
+        Command::Decisions(args) => decisions::decisions(&args),
+        Command::Simulation => decisions::simulation(),
     }
 }
 

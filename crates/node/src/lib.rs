@@ -24,6 +24,6 @@ pub use clock::MonotonicClock;
 pub use config::{Batching, Config, ModelSettings};
 pub use handle::{Answer, Handle, Response, Submission};
 pub use node::{Node, StartError};
-pub use recorder::{Explanation, Overlap, RequestRecord, StepRecord};
 pub use profiling::{ModelProfile, profile_models};
+pub use recorder::{Explanation, Overlap, RequestRecord, StepRecord};
 pub use registry::{IndexEntry, ModelEntry, ModelState};

@@ -64,12 +64,7 @@ fn find(path: &Path) -> io::Result<Vec<Found>> {
     Err(io::Error::new(io::ErrorKind::InvalidInput, "no model that would be served has this file"))
 }
 
-fn profile(
-    model: &Found,
-    config: &Config,
-    engines: &Engines,
-    store: Option<&ProfileStore>,
-) -> ModelProfile {
+fn profile(model: &Found, config: &Config, engines: &Engines, store: Option<&ProfileStore>) -> ModelProfile {
     let name = model.name.clone();
     let failed = |reason| ModelProfile {
         name: name.clone(),

@@ -22,7 +22,7 @@ const ARROWS: [(&str, &[&str]); 14] = [
     ("server", &["types", "node", "proto"]),
     ("sim", &["types", "policy"]),
     ("bench", &["types", "proto"]),
-    ("baseline", &["types", "engine", "sys", "proto"]),
+    ("baseline", &["types", "policy", "engine", "sys", "sim", "proto"]),
     (
         "cli",
         &["types", "policy", "sys", "engine", "node", "proto", "server", "sim", "bench", "fetch", "traffic"],
