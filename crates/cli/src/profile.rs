@@ -103,7 +103,7 @@ fn rate(cost: &Cost, cores: usize) -> f64 {
 }
 
 fn as_table(model: &ModelProfile, cores: usize) -> String {
-    let ModelProfile { name, engine, outcome, further_width_bytes, stored } = model;
+    let ModelProfile { name, engine, outcome, second_width_bytes, stored } = model;
     let profile = match outcome {
         Ok(profile) => profile,
         Err(reason) => return format!("{name}: cannot be served: {reason}\n\n"),
@@ -130,8 +130,8 @@ fn as_table(model: &ModelProfile, cores: usize) -> String {
         );
         lines.push(line.trim_end().to_owned());
     }
-    if *further_width_bytes > 0 {
-        lines.push(format!("a further width takes {:.1} MiB", mib(*further_width_bytes)));
+    if let Some(bytes) = second_width_bytes {
+        lines.push(format!("the second width takes {:.1} MiB", mib(*bytes)));
     }
     lines.push(match stored {
         Some(Ok(path)) => format!("stored in `{}`", path.display()),
@@ -142,7 +142,7 @@ fn as_table(model: &ModelProfile, cores: usize) -> String {
 }
 
 fn as_json(model: &ModelProfile, cores: usize) -> Value {
-    let ModelProfile { name, engine, outcome, further_width_bytes, stored } = model;
+    let ModelProfile { name, engine, outcome, second_width_bytes, stored } = model;
     let profile = match outcome {
         Ok(profile) => profile,
         Err(reason) => return json!({ "model": name, "error": reason }),
@@ -164,7 +164,7 @@ fn as_json(model: &ModelProfile, cores: usize) -> Value {
         "widths": profile.widths,
         "batches": profile.batches,
         "rows_max": profile.rows_max,
-        "further_width_bytes": further_width_bytes,
+        "second_width_bytes": second_width_bytes,
         "costs": costs,
         "reason": profile.reason,
         "stored": stored.as_ref().and_then(|stored| stored.as_ref().ok()),
@@ -198,7 +198,7 @@ mod tests {
             name: "det".into(),
             engine: "rten 1".into(),
             outcome: Ok(profile),
-            further_width_bytes: 3 << 20,
+            second_width_bytes: Some(3 << 20),
             stored: Some(Ok("p/x.toml".into())),
         }
     }
@@ -211,7 +211,7 @@ model                     rows  width  cores     median ms      rows/s  chosen
 det                          1      1  alone        10.000       100.0  kept
 det                          2      1  beside       25.000       320.0  kept, the most rows joined
 det                          1      4  alone         8.000       125.0
-a further width takes 3.0 MiB
+the second width takes 3.0 MiB
 stored in `p/x.toml`
 
 ";

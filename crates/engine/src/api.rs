@@ -24,6 +24,10 @@ pub trait Model: Send + Sync {
     /// # Errors
     /// [`EngineError`] if the engine cannot prepare itself for this lane.
     fn runner(&self, lane: &LaneSpec) -> Result<Box<dyn Runner>, EngineError>;
+
+    /// Tells that from now on runners will be for lanes of these widths only, so that what others needed
+    /// while they were tried out need not stay. Asking for another one later still works.
+    fn keep_widths(&self, _widths: &[usize]) {}
 }
 
 /// Runs the steps of one model on one lane, from the lane's own thread.
@@ -42,8 +46,12 @@ pub trait Runner: Send {
 pub struct Footprint {
     /// Bytes of weights, as far as the engine knows.
     pub weights_bytes: u64,
-    /// Bytes by which the process grew when the model was made ready for a further width: what its
-    /// widths do not share. Measured, so other work meanwhile counts too; 0 while there is one width.
+    /// Bytes that are there once more than the weights as soon as widths share them: what kernels
+    /// repacked, while the weights stay for the widths to come. Measured as the growth of the process, so
+    /// other work meanwhile counts too; 0 while nothing is shared.
+    pub repacked_bytes: u64,
+    /// Bytes that each further width takes: what its widths do not share. Measured in the same way; 0
+    /// as long as there was one width.
     pub further_width_bytes: u64,
 }
 

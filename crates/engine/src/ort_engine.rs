@@ -68,7 +68,10 @@ enum SharedBy {
 struct Sessions {
     latest: Option<Arc<Session>>,
     all: BTreeMap<SharedBy, Weak<Session>>,
+    /// The session of one core from before weights were shared, as long as somebody uses it.
+    unshared: Weak<Session>,
     weights: Weights,
+    repacked_bytes: u64,
     further_width_bytes: u64,
 }
 
@@ -148,7 +151,7 @@ impl OrtModel {
                 Err(_) => Weights::Unshareable,
             };
             // Who uses the session that has the file's weights keeps it; others share from now on.
-            sessions.all.clear();
+            sessions.unshared = sessions.all.remove(&SharedBy::OneCore).unwrap_or_default();
             sessions.latest = None;
         }
     }
@@ -174,9 +177,12 @@ impl OrtModel {
             Weights::Unshared | Weights::Unshareable => self.open_with(None, cores, class),
         };
         quadrant_sys::return_freed_memory();
+        let after = quadrant_sys::resident_bytes().unwrap_or_default();
+        let grown = after.saturating_sub(before);
         if is_further {
-            let after = quadrant_sys::resident_bytes().unwrap_or_default();
-            sessions.further_width_bytes = sessions.further_width_bytes.max(after.saturating_sub(before));
+            sessions.further_width_bytes = sessions.further_width_bytes.max(grown);
+        } else if matches!(sessions.weights, Weights::Shared(_)) {
+            sessions.repacked_bytes = sessions.repacked_bytes.max(grown);
         }
         session
     }
@@ -213,8 +219,22 @@ impl Model for OrtModel {
     }
 
     fn footprint(&self) -> Footprint {
-        let further_width_bytes = self.sessions().further_width_bytes;
-        Footprint { weights_bytes: self.weights_bytes, further_width_bytes }
+        let sessions = self.sessions();
+        let (repacked_bytes, further_width_bytes) = (sessions.repacked_bytes, sessions.further_width_bytes);
+        Footprint { weights_bytes: self.weights_bytes, repacked_bytes, further_width_bytes }
+    }
+
+    /// One width alone is better off without sharing, which keeps the weights beside their repacked form.
+    fn keep_widths(&self, widths: &[usize]) {
+        let mut sessions = self.sessions();
+        if matches!(sessions.weights, Weights::Shared(_)) && widths.iter().all(|width| *width <= 1) {
+            sessions.weights = Weights::Unshared;
+            sessions.repacked_bytes = 0;
+            sessions.all.clear();
+            sessions.latest = sessions.unshared.upgrade();
+            let again = sessions.latest.as_ref().map(Arc::downgrade);
+            sessions.all.extend(again.map(|session| (SharedBy::OneCore, session)));
+        }
     }
 
     fn runner(&self, lane: &LaneSpec) -> Result<Box<dyn Runner>, EngineError> {

@@ -266,6 +266,7 @@ impl<'a> Probe<'a> {
     fn keep(&mut self, widths: &[usize], row: &Row) {
         let narrow = self.narrow[0].lane;
         self.narrow.truncate(1);
+        self.model.keep_widths(widths);
         let lane = |width: &usize| self.wide.filter(|wide| wide.cores.len() == *width).unwrap_or(narrow);
         // It just worked; if it does not now, the node will meet the error and report it.
         let start = |lane| Worker::start(self.model, &lane, self.clock).ok();

@@ -20,8 +20,8 @@ pub struct ModelProfile {
     pub engine: String,
     /// How it is best served, or why it cannot be served.
     pub outcome: Result<Profile, String>,
-    /// Bytes that making it ready for a further width took.
-    pub further_width_bytes: u64,
+    /// Bytes that its second width takes, where it keeps two.
+    pub second_width_bytes: Option<u64>,
     /// Where the profile is stored; `None` if it is not to be stored or could not be tried out.
     pub stored: Option<Result<PathBuf, String>>,
 }
@@ -70,7 +70,7 @@ fn profile(model: &Found, config: &Config, engines: &Engines, store: Option<&Pro
         name: name.clone(),
         engine: String::new(),
         outcome: Err(reason),
-        further_width_bytes: 0,
+        second_width_bytes: None,
         stored: None,
     };
     let files = match &model.files {
@@ -89,6 +89,8 @@ fn profile(model: &Found, config: &Config, engines: &Engines, store: Option<&Pro
         key.and_then(|key| store.keep(&key, &options, &found)).map_err(|error| error.to_string())
     };
     let stored = store.filter(|_| !found.costs.is_empty()).map(keep);
-    let further_width_bytes = model.footprint().further_width_bytes;
-    ModelProfile { name, engine, outcome: Ok(found), further_width_bytes, stored }
+    let footprint = model.footprint();
+    let second_width_bytes =
+        (found.widths.len() > 1).then_some(footprint.repacked_bytes + footprint.further_width_bytes);
+    ModelProfile { name, engine, outcome: Ok(found), second_width_bytes, stored }
 }
