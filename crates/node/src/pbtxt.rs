@@ -310,6 +310,7 @@ mod tests {
             batching: Some(Batching::UpTo(8)),
             queue_max: Some(7),
             delay_max: Some(Duration::from_millis(2)),
+            ..ModelSettings::default()
         };
         assert_eq!(config.settings, expect);
         assert_eq!(config.label_files, [("y".to_owned(), "classes.txt".to_owned())]);

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use quadrant_node::{Batching, Config, ModelProfile, ModelSettings, Node, profile_models};
-use quadrant_policy::Limits;
+use quadrant_policy::{Discipline, Limits};
 
 const MODEL: &str = r#"
 latency = { kind = "lognormal", median_us = 200, p99_us = 900 }
@@ -24,6 +24,8 @@ fn config(folder: &Path) -> Config {
         models_dir,
         cores: quadrant_sys::allowed_cores().unwrap(),
         onnxruntime: None,
+        discipline: Discipline::Quadrant,
+        weights: BTreeMap::new(),
         limits: Limits::default(),
         probe_budget: Duration::from_millis(30),
         profiles_dir: Some(folder.join("profiles")),

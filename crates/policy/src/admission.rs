@@ -165,7 +165,7 @@ impl Policy {
         if plan.key.start_by() < now {
             let within = plan.deadline.since(request.arrived);
             let high = plan.deadline.since(plan.key.start_by());
-            return Err(unmeetable(format!(
+            return Err(unmeetable(&format!(
                 "its {within:.1?} are over before its step would be, which may take {high:.1?}"
             )));
         }
@@ -198,7 +198,7 @@ impl Policy {
         victims.into_iter().for_each(|victim| self.rebook(victim));
         let wait = Duration::from_nanos(first_missing.unsigned_abs());
         let text = format!("at the present load it would end about {wait:.1?} too late");
-        Err(unmeetable(text).retry_after(wait))
+        Err(unmeetable(&text).retry_after(wait))
     }
 
     fn rebook(&mut self, id: RequestId) {
@@ -226,7 +226,7 @@ impl Policy {
     }
 }
 
-fn unmeetable(why: String) -> Error {
+fn unmeetable(why: &str) -> Error {
     let text = format!("the request cannot be answered in time: {why}");
     Error::new(ErrorCode::ResourceExhausted, text).because(Reason::DeadlineUnmeetable)
 }

@@ -204,7 +204,7 @@ impl ModelQueue {
         let before = self.urgent_rows % largest;
         let after = before + rows;
         let full = if after >= largest { one(largest) } else { Duration::ZERO };
-        let rest = if after % largest == 0 { Duration::ZERO } else { one(after % largest) };
+        let rest = if after.is_multiple_of(largest) { Duration::ZERO } else { one(after % largest) };
         let already = if before == 0 { Duration::ZERO } else { one(before) };
         (full + rest).saturating_sub(already)
     }
