@@ -8,6 +8,7 @@ mod assets;
 mod check;
 mod measure;
 mod run;
+mod schedule;
 mod test;
 mod tidy;
 
@@ -33,7 +34,7 @@ enum Command {
     /// Measure the figures of the README again, side by side with bare comparators.
     Measure(measure::MeasureArgs),
     /// Compare scheduling policies live: many models on one device, attainment over load.
-    Schedule(measure::ScheduleArgs),
+    Schedule(schedule::ScheduleArgs),
 }
 
 fn main() -> ExitCode {
@@ -41,7 +42,7 @@ fn main() -> ExitCode {
         Command::Check => check::run().map(|()| ExitCode::SUCCESS),
         Command::Tidy => tidy::run().map(|()| ExitCode::SUCCESS),
         Command::Test(args) => test::run_tests(&args),
-        Command::Schedule(args) => measure::run_schedule(&args).map(|()| ExitCode::SUCCESS),
+        Command::Schedule(args) => schedule::measure(&args).map(|()| ExitCode::SUCCESS),
         Command::Measure(args) => measure::run_measure(&args).map(|()| ExitCode::SUCCESS),
     };
     match result {

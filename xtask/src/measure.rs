@@ -5,8 +5,7 @@
 
 mod decisions;
 mod latency;
-mod schedule;
-mod server;
+pub(crate) mod server;
 mod size;
 mod throughput;
 
@@ -15,8 +14,6 @@ use clap::{Args, ValueEnum};
 use quadrant_bench::Report;
 
 use crate::run::{cargo, run, say, target};
-
-pub(crate) use schedule::{ScheduleArgs, measure as run_schedule};
 
 /// What to measure, and how often.
 #[derive(Args, Debug)]
@@ -86,14 +83,14 @@ fn program(name: &str) -> std::path::PathBuf {
 }
 
 /// Runs `quadrant bench` with these arguments; every request must be answered.
-fn bench(address: &str, arguments: &[&str]) -> Result<Report> {
+pub(crate) fn bench(address: &str, arguments: &[&str]) -> Result<Report> {
     let report = bench_any(address, arguments)?;
     ensure!(report.total.failed == 0, "requests failed: {:?}", report.total.failures);
     Ok(report)
 }
 
 /// Runs `quadrant bench` with these arguments.
-fn bench_any(address: &str, arguments: &[&str]) -> Result<Report> {
+pub(crate) fn bench_any(address: &str, arguments: &[&str]) -> Result<Report> {
     // The generator stands for other machines, so it goes before the server where that is allowed; how late
     // it sends is measured in any case.
     let realtime = ["-f", "1"];
@@ -121,7 +118,10 @@ fn bench_any(address: &str, arguments: &[&str]) -> Result<Report> {
 const VOIDS_MAX: usize = 4;
 
 /// Repeats `once` until enough repetitions count. It says its result, or why it is void.
-fn repeat<T>(count: usize, mut once: impl FnMut() -> Result<Result<T, String>>) -> Result<(Vec<T>, usize)> {
+pub(crate) fn repeat<T>(
+    count: usize,
+    mut once: impl FnMut() -> Result<Result<T, String>>,
+) -> Result<(Vec<T>, usize)> {
     let (mut results, mut voids) = (Vec::new(), 0);
     while results.len() < count {
         match once()? {
@@ -140,7 +140,7 @@ fn repeat<T>(count: usize, mut once: impl FnMut() -> Result<Result<T, String>>) 
 }
 
 /// The median, with the smallest and the largest.
-fn spread(values: &[f64], unit: &str) -> String {
+pub(crate) fn spread(values: &[f64], unit: &str) -> String {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let median = median(&sorted);
@@ -149,7 +149,7 @@ fn spread(values: &[f64], unit: &str) -> String {
 }
 
 /// The median of sorted values.
-fn median(sorted: &[f64]) -> f64 {
+pub(crate) fn median(sorted: &[f64]) -> f64 {
     let middle = sorted.len() / 2;
     if sorted.len() % 2 == 1 { sorted[middle] } else { f64::midpoint(sorted[middle - 1], sorted[middle]) }
 }

@@ -1,5 +1,6 @@
 //! What the server is measured against: a bare axum echo, a bare tonic echo, a loop around an engine
-//! without any server, and the scheduler and the simulator by themselves. Each as plain as its library's own examples.
+//! without any server, and the scheduler and the simulator by themselves. Each as plain as its library's
+//! own examples.
 
 mod decisions;
 mod echo;

@@ -12,9 +12,10 @@ use quadrant_bench::{
 /// Send load and report latency percentiles.
 #[derive(Args, Debug)]
 pub(crate) struct BenchArgs {
-    /// A model to ask: `NAME[*WEIGHT][:INPUT=TYPE[DIMS]=random|zeros|ones,…][@OUTPUT=CLASSES][~OBJECTIVE_MS]`. Several
-    /// mix; an objective counts answers in time.
-    /// Without inputs the server is asked what the model takes; free sizes are 1 for rows and 16 otherwise.
+    /// A model to ask:
+    /// `NAME[*WEIGHT][:INPUT=TYPE[DIMS]=random|zeros|ones,…][@OUTPUT=CLASSES][~OBJECTIVE_MS]`.
+    /// Several mix; an objective counts answers in time. Without inputs the server is asked what the model
+    /// takes; free sizes are 1 for rows and 16 otherwise.
     #[arg(long = "model", value_name = "SPEC", required = true, value_parser = parse_model)]
     models: Vec<ModelLoad>,
     /// How the server is spoken to.

@@ -45,7 +45,7 @@ pub(crate) struct SimulateArgs {
     /// Draw attainment over load into this SVG file.
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
-    /// Draw what ran on which lane, in the first run of the first policy at the last load, into this SVG file.
+    /// Draw what ran on which lane, in the first run of the first policy at the last load, into this SVG.
     #[arg(long, value_name = "FILE")]
     timeline: Option<PathBuf>,
     /// How much of it to draw, in milliseconds.

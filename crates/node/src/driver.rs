@@ -12,21 +12,23 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::Duration;
 
 use quadrant_engine::{
-    EngineError, Lane, LaneReport, LaneSink, LaneWork, Part, PartOutputs, Refusal, Refused, Runner,
+    EngineError, Lane, LaneReport, LaneSink, LaneWork, Part, Refusal, Refused, Runner,
 };
-use quadrant_policy::{Action, Event, Policy, Step, StepOutcome, StepReport};
+use quadrant_policy::{Action, Event, Policy, Step};
 use quadrant_types::{
-    Clock, Ending, Error, ErrorCode, LaneId, ModelId, Objective, Request, RequestId, StepId, Time, Timing,
+    Clock, Ending, Error, ErrorCode, LaneId, ModelId, Request, RequestId, StepId, Timing,
     Work,
 };
 use tokio::sync::oneshot;
 
-use crate::message::{Message, Pending, to_client};
-use crate::recorder::{Explanation, Recorder, RequestRecord, StepRecord};
+use crate::message::{Message, Pending};
+use crate::recorder::{Explanation, Recorder, RequestRecord};
 use crate::registry::Registry;
 use crate::telemetry::{Snapshot, Telemetry};
 use crate::ticker::Ticker;
 use crate::{Answer, ModelEntry, Response, Submission};
+
+mod reports;
 
 /// Arrivals that may lie in the inbox unlooked at. Reports and departures always find room: there are
 /// never more of them than steps and requests that were let in.
@@ -279,70 +281,10 @@ impl Driver {
         core.steps.insert(step.id, (model, step));
     }
 
-    /// Gives the outputs of a step to its requests and tells the scheduler how it went.
-    fn take_report(&self, core: &mut Core, report: LaneReport) -> StepReport {
-        let LaneReport { step, began, gathered, computed, scattered, result, core_time, .. } = report;
-        let (model, step_plan) = core.steps.remove(&step).expect("only running steps are reported");
-        if let Some(lane) = core.lanes.get(&step_plan.lane) {
-            let (cores, class) = (lane.spec().cores, lane.spec().class);
-            model.metrics.used(class, core_time);
-            core.recorder.step(StepRecord {
-                id: step,
-                model: Arc::clone(&model.spec.name),
-                model_id: model.id,
-                lane: step_plan.lane,
-                cores,
-                class,
-                rows: step_plan.rows,
-                requests: step_plan.requests.len(),
-                predicted: step_plan.predicted,
-                began,
-                ended: scattered,
-                beside: step_plan.beside,
-            });
-        }
-        let outcome = match result {
-            Ok(parts) => {
-                let executed = Executed { began, gathered, computed, scattered };
-                self.hand_out(core, &step_plan, executed, parts);
-                model.metrics.executed(step_plan.rows, computed.since(began), step_plan.predicted);
-                StepOutcome::Completed
-            }
-            Err(error) => {
-                let error = to_client(&error);
-                if error.code == ErrorCode::Internal {
-                    self.telemetry.step_failed(&model.spec.name, &error);
-                }
-                StepOutcome::Failed(error)
-            }
-        };
-        StepReport { step, began, ended: scattered, outcome }
-    }
-
-    fn hand_out(&self, core: &mut Core, step: &Step, executed: Executed, parts: Vec<PartOutputs>) {
-        for part in parts {
-            // Those who left or expired meanwhile are no longer pending.
-            let Some(pending) = core.pending.get_mut(&part.request) else { continue };
-            let timing = &mut pending.timing;
-            timing.began = executed.began;
-            timing.gathered = executed.gathered;
-            timing.computed = executed.computed;
-            timing.scattered = executed.scattered;
-            timing.batch_rows = step.rows;
-            timing.predicted = step.predicted;
-            timing.beside = step.beside;
-            if let Some(lane) = core.lanes.get(&step.lane) {
-                (timing.width, timing.class) = (lane.spec().cores.len(), lane.spec().class);
-            }
-            pending.step = Some(step.id);
-            pending.computed = Some(part.outputs);
-        }
-    }
-
     fn end(&self, core: &mut Core, id: RequestId, ending: Ending) {
         let pending = core.pending.remove(&id).expect("every request ends exactly once");
         let now = self.clock.now();
-        core.recorder.request(recorded(&pending, &ending, now));
+        core.recorder.request(RequestRecord::new(&pending, &ending, now));
         pending.model.metrics.ended(&pending.request, &ending, now);
         self.telemetry.tenant_ended(pending.request.tenant, &ending);
         let result = match ending {
@@ -411,31 +353,6 @@ impl std::fmt::Debug for Driver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Driver").finish_non_exhaustive()
     }
-}
-
-/// What is remembered of a request that ends.
-fn recorded(pending: &Pending, ending: &Ending, now: Time) -> RequestRecord {
-    let Request { id, tenant, objective, .. } = pending.request;
-    let (outcome, reason) = match ending {
-        Ending::Completed => ("completed", None),
-        Ending::Failed(error) => (error.code.name(), error.reason),
-    };
-    let wanted_by = match objective {
-        Objective::BestEffort => None,
-        Objective::EndBy(by) | Objective::Target { by, .. } => Some(by),
-    };
-    let model = Arc::clone(&pending.model.spec.name);
-    let (timing, step) = (pending.timing, pending.step);
-    RequestRecord { id, model, tenant, timing, step, ended: now, wanted_by, outcome, reason }
-}
-
-/// The times of a step's stages.
-#[derive(Clone, Copy)]
-struct Executed {
-    began: Time,
-    gathered: Time,
-    computed: Time,
-    scattered: Time,
 }
 
 /// A panic while the lock was held is a bug that was reported where it happened; serving goes on.

@@ -8,8 +8,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::message::Pending;
 use quadrant_types::{
-    CoreSet, LaneId, ModelId, Reason, RequestId, SchedulingClass, StepId, TenantId, Time, Timing,
+    CoreSet, Ending, LaneId, ModelId, Objective, Reason, Request, RequestId, SchedulingClass, StepId,
+    TenantId, Time, Timing,
 };
 
 /// Steps that are remembered.
@@ -71,6 +73,24 @@ pub struct RequestRecord {
     pub outcome: &'static str,
     /// The scheduler's reason, if it had one.
     pub reason: Option<Reason>,
+}
+
+impl RequestRecord {
+    /// What is remembered of a request that ends.
+    pub(crate) fn new(pending: &Pending, ending: &Ending, now: Time) -> Self {
+        let Request { id, tenant, objective, .. } = pending.request;
+        let (outcome, reason) = match ending {
+            Ending::Completed => ("completed", None),
+            Ending::Failed(error) => (error.code.name(), error.reason),
+        };
+        let wanted_by = match objective {
+            Objective::BestEffort => None,
+            Objective::EndBy(by) | Objective::Target { by, .. } => Some(by),
+        };
+        let model = Arc::clone(&pending.model.spec.name);
+        let (timing, step) = (pending.timing, pending.step);
+        Self { id, model, tenant, timing, step, ended: now, wanted_by, outcome, reason }
+    }
 }
 
 /// Why a request took as long as it did.

@@ -10,16 +10,19 @@ use std::time::Duration;
 
 use prometheus::core::Collector;
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
 };
 use quadrant_types::{
-    Ending, Error, ErrorCode, LaneId, Objective, Reason, Request, SchedulingClass, StepId, TenantId, Time,
-    Timing,
+    Ending, Error, LaneId, StepId, TenantId,
 };
 
 use crate::ModelEntry;
 use crate::tenants::Tenants;
+
+mod model;
+
+pub(crate) use model::ModelMetrics;
 
 /// Upper bounds of the duration histograms, in microseconds: 100 us to 50 s, about three a decade.
 const DURATION_BUCKETS_US: [f64; 18] = [
@@ -31,13 +34,6 @@ const RATIO_BUCKETS: [f64; 12] = [0.25, 0.5, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2
 
 /// Triton's reasons for a failed request.
 const REASONS: [&str; 4] = ["REJECTED", "CANCELED", "BACKEND", "OTHER"];
-
-/// What can become of a request with an objective.
-const OUTCOMES: [&str; 5] = ["in_time", "late", "refused", "given_up", "failed"];
-
-/// The scheduling classes of steps, as labels.
-const CLASSES: [(SchedulingClass, &str); 2] =
-    [(SchedulingClass::Urgent, "urgent"), (SchedulingClass::Idle, "preemptible")];
 
 /// All metric families of the node.
 pub(crate) struct Telemetry {
@@ -282,132 +278,6 @@ impl Families {
 fn keep<T: Collector + Clone + 'static>(registry: &Registry, collector: T) -> T {
     registry.register(Box::new(collector.clone())).expect("every family is registered once");
     collector
-}
-
-/// The counters of one model.
-pub(crate) struct ModelMetrics {
-    success: IntCounter,
-    failures: [IntCounter; REASONS.len()],
-    codes: [IntCounter; ErrorCode::ALL.len()],
-    rows: IntCounter,
-    steps: IntCounter,
-    totals_us: Vec<IntCounter>,
-    histograms_us: Vec<Histogram>,
-    pending: IntGauge,
-    load_seconds: prometheus::Gauge,
-    ratio: Histogram,
-    objectives: [IntCounter; OUTCOMES.len()],
-    refusals: [IntCounter; Reason::ALL.len()],
-    core_seconds: [prometheus::Counter; CLASSES.len()],
-}
-
-impl ModelMetrics {
-    fn new(families: &Families, name: &str, version: u64) -> Self {
-        let version = version.to_string();
-        let model = [name, version.as_str()];
-        Self {
-            success: families.success.with_label_values(&model),
-            failures: REASONS
-                .map(|reason| families.failure.with_label_values(&[name, reason, version.as_str()])),
-            codes: ErrorCode::ALL
-                .map(|code| families.codes.with_label_values(&[name, version.as_str(), code.name()])),
-            rows: families.rows.with_label_values(&model),
-            steps: families.steps.with_label_values(&model),
-            totals_us: families.totals_us.iter().map(|family| family.with_label_values(&model)).collect(),
-            histograms_us: families
-                .histograms_us
-                .iter()
-                .map(|family| family.with_label_values(&model))
-                .collect(),
-            pending: families.pending.with_label_values(&model),
-            load_seconds: families.load_seconds.with_label_values(&model),
-            ratio: families.ratio.with_label_values(&model),
-            objectives: OUTCOMES
-                .map(|outcome| families.objectives.with_label_values(&[name, version.as_str(), outcome])),
-            refusals: Reason::ALL
-                .map(|reason| families.refusals.with_label_values(&[name, version.as_str(), reason.name()])),
-            core_seconds: CLASSES
-                .map(|(_, class)| families.core_seconds.with_label_values(&[name, version.as_str(), class])),
-        }
-    }
-
-    /// A request has its answer.
-    pub(crate) fn completed(&self, timing: &Timing, now: Time) {
-        self.success.inc();
-        let stages = [
-            now.since(timing.arrived),
-            timing.began.since(timing.submitted),
-            timing.gathered.since(timing.began),
-            timing.computed.since(timing.gathered),
-            timing.scattered.since(timing.computed),
-        ];
-        for (stage, took) in stages.into_iter().enumerate() {
-            self.totals_us[stage].inc_by(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
-            self.histograms_us[stage].observe(took.as_secs_f64() * 1e6);
-        }
-    }
-
-    /// A request ended without an answer.
-    pub(crate) fn failed(&self, code: ErrorCode) {
-        let reason = match code {
-            ErrorCode::ResourceExhausted | ErrorCode::Unavailable | ErrorCode::DeadlineExceeded => 0,
-            ErrorCode::Cancelled => 1,
-            ErrorCode::Internal => 2,
-            ErrorCode::InvalidArgument
-            | ErrorCode::NotFound
-            | ErrorCode::TooLarge
-            | ErrorCode::Unsupported => 3,
-        };
-        self.failures[reason].inc();
-        self.codes[ErrorCode::ALL.iter().position(|known| *known == code).unwrap_or_default()].inc();
-    }
-
-    /// A request ended, in whatever way: what became of its objective.
-    pub(crate) fn ended(&self, request: &Request, ending: &Ending, now: Time) {
-        let wanted_by = match request.objective {
-            Objective::BestEffort => None,
-            Objective::EndBy(by) | Objective::Target { by, .. } => Some(by),
-        };
-        let reason = match ending {
-            Ending::Completed => None,
-            Ending::Failed(error) => error.reason,
-        };
-        if let Some(index) = reason.and_then(|reason| Reason::ALL.iter().position(|known| *known == reason)) {
-            self.refusals[index].inc();
-        }
-        if let Some(by) = wanted_by {
-            let outcome = match (ending, reason) {
-                (Ending::Completed, _) if now <= by => 0,
-                (Ending::Completed, _) => 1,
-                (Ending::Failed(_), Some(Reason::Shed | Reason::Expired)) => 3,
-                (Ending::Failed(_), Some(_)) => 2,
-                (Ending::Failed(_), None) => 4,
-            };
-            self.objectives[outcome].inc();
-        }
-    }
-
-    /// A step ran in this class for so much processor time.
-    pub(crate) fn used(&self, class: SchedulingClass, core_time: Duration) {
-        if let Some(index) = CLASSES.iter().position(|(known, _)| *known == class) {
-            self.core_seconds[index].inc_by(core_time.as_secs_f64());
-        }
-    }
-
-    /// A step ran.
-    pub(crate) fn executed(&self, rows: u32, real: Duration, predicted: Duration) {
-        self.steps.inc();
-        self.rows.inc_by(u64::from(rows));
-        if !predicted.is_zero() {
-            self.ratio.observe(real.as_secs_f64() / predicted.as_secs_f64());
-        }
-    }
-}
-
-impl fmt::Debug for ModelMetrics {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ModelMetrics").finish_non_exhaustive()
-    }
 }
 
 #[cfg(test)]

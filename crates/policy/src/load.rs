@@ -1,5 +1,5 @@
-//! What the present load is like, in a few slowly moving numbers: whether steps find the device to themselves,
-//! how tight the tightest objective is, and what handing a step over costs.
+//! What the present load is like, in a few slowly moving numbers: whether steps find the device to
+//! themselves, how tight the tightest objective is, and what handing a step over costs.
 
 use std::time::Duration;
 

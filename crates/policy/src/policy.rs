@@ -246,7 +246,8 @@ impl Policy {
         }
     }
 
-    /// A waiting request that cannot be in time any more ends, or goes on as best effort if its model says so.
+    /// A waiting request that cannot be in time any more ends, or goes on as best effort if its model says
+    /// so.
     pub(crate) fn give_up(&mut self, id: RequestId, error: Error, actions: &mut Vec<Action>) {
         let live = self.live[&id];
         if self.discipline != Discipline::Quadrant

@@ -9,17 +9,17 @@ use anyhow::{Context, Result, bail};
 use super::program;
 
 /// A running server.
-pub(super) struct Server {
+pub(crate) struct Server {
     child: Child,
-    pub(super) http: String,
-    pub(super) grpc: String,
+    pub(crate) http: String,
+    pub(crate) grpc: String,
     /// Its log, kept open so that writing to it does not fail.
     _log: Option<BufReader<ChildStderr>>,
 }
 
 impl Server {
     /// `quadrant serve`, with every model loaded.
-    pub(super) fn quadrant(models: &Path, config: &Path) -> Result<Self> {
+    pub(crate) fn quadrant(models: &Path, config: &Path) -> Result<Self> {
         let mut child = Command::new(program("quadrant"))
             .arg("serve")
             .arg(models)
@@ -55,7 +55,7 @@ impl Server {
     }
 
     /// A bare echo server: `echo-http` or `echo-grpc`.
-    pub(super) fn echo(kind: &str) -> Result<Self> {
+    pub(crate) fn echo(kind: &str) -> Result<Self> {
         let mut child = Command::new(program("quadrant-baseline"))
             .arg(kind)
             .stdin(Stdio::null())
@@ -70,7 +70,7 @@ impl Server {
     }
 
     /// Its process.
-    pub(super) fn process(&self) -> u32 {
+    pub(crate) fn process(&self) -> u32 {
         self.child.id()
     }
 }

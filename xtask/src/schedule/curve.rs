@@ -79,7 +79,7 @@ pub(super) fn bootstrap(values: &[f64], seed: u64) -> (f64, f64) {
         .map(|_| {
             let mut sample: Vec<f64> = values.iter().map(|_| values[random.usize(0..values.len())]).collect();
             sample.sort_by(f64::total_cmp);
-            super::super::median(&sample)
+            crate::measure::median(&sample)
         })
         .collect();
     medians.sort_by(f64::total_cmp);

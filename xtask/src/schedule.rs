@@ -16,7 +16,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use super::{build, repeat};
+use crate::measure::{build, median as median_of, repeat};
 use crate::run::{say, target};
 use curve::{Point, area, bootstrap, knee};
 use mix::Mix;
@@ -139,7 +139,7 @@ fn summary(args: &ScheduleArgs, curves: &Curves, voids: usize) {
     let median = |values: Vec<f64>| {
         let mut sorted = values;
         sorted.sort_by(f64::total_cmp);
-        super::median(&sorted)
+        median_of(&sorted)
     };
     let policies = &args.policies;
     let header: Vec<String> = policies.iter().map(|policy| format!("{policy:>24}")).collect();

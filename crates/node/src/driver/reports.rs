@@ -1,0 +1,83 @@
+//! A step has ended on its lane: its outputs go to its requests, what it took to the metrics and the flight
+//! recorder, and how it went to the scheduler.
+
+use std::sync::Arc;
+
+use quadrant_engine::{LaneReport, PartOutputs};
+use quadrant_policy::{Step, StepOutcome, StepReport};
+use quadrant_types::{ErrorCode, Time};
+
+use super::{Core, Driver};
+use crate::message::to_client;
+use crate::recorder::StepRecord;
+
+impl Driver {
+    /// Gives the outputs of a step to its requests and tells the scheduler how it went.
+    pub(super) fn take_report(&self, core: &mut Core, report: LaneReport) -> StepReport {
+        let LaneReport { step, began, gathered, computed, scattered, result, core_time, .. } = report;
+        let (model, step_plan) = core.steps.remove(&step).expect("only running steps are reported");
+        if let Some(lane) = core.lanes.get(&step_plan.lane) {
+            let (cores, class) = (lane.spec().cores, lane.spec().class);
+            model.metrics.used(class, core_time);
+            core.recorder.step(StepRecord {
+                id: step,
+                model: Arc::clone(&model.spec.name),
+                model_id: model.id,
+                lane: step_plan.lane,
+                cores,
+                class,
+                rows: step_plan.rows,
+                requests: step_plan.requests.len(),
+                predicted: step_plan.predicted,
+                began,
+                ended: scattered,
+                beside: step_plan.beside,
+            });
+        }
+        let outcome = match result {
+            Ok(parts) => {
+                let executed = Executed { began, gathered, computed, scattered };
+                self.hand_out(core, &step_plan, executed, parts);
+                model.metrics.executed(step_plan.rows, computed.since(began), step_plan.predicted);
+                StepOutcome::Completed
+            }
+            Err(error) => {
+                let error = to_client(&error);
+                if error.code == ErrorCode::Internal {
+                    self.telemetry.step_failed(&model.spec.name, &error);
+                }
+                StepOutcome::Failed(error)
+            }
+        };
+        StepReport { step, began, ended: scattered, outcome }
+    }
+
+    fn hand_out(&self, core: &mut Core, step: &Step, executed: Executed, parts: Vec<PartOutputs>) {
+        for part in parts {
+            // Those who left or expired meanwhile are no longer pending.
+            let Some(pending) = core.pending.get_mut(&part.request) else { continue };
+            let timing = &mut pending.timing;
+            timing.began = executed.began;
+            timing.gathered = executed.gathered;
+            timing.computed = executed.computed;
+            timing.scattered = executed.scattered;
+            timing.batch_rows = step.rows;
+            timing.predicted = step.predicted;
+            timing.beside = step.beside;
+            if let Some(lane) = core.lanes.get(&step.lane) {
+                (timing.width, timing.class) = (lane.spec().cores.len(), lane.spec().class);
+            }
+            pending.step = Some(step.id);
+            pending.computed = Some(part.outputs);
+        }
+    }
+}
+
+/// The times of a step's stages.
+#[derive(Clone, Copy)]
+struct Executed {
+    began: Time,
+    gathered: Time,
+    computed: Time,
+    scattered: Time,
+}
