@@ -282,6 +282,8 @@ fn keep<T: Collector + Clone + 'static>(registry: &Registry, collector: T) -> T 
 
 #[cfg(test)]
 mod tests {
+    use quadrant_types::{ErrorCode, Time, Timing};
+
     use super::*;
 
     #[test]
