@@ -35,6 +35,8 @@ enum Command {
     Measure(measure::MeasureArgs),
     /// Compare scheduling policies live: many models on one device, attainment over load.
     Schedule(schedule::ScheduleArgs),
+    /// A quiet tenant beside a flood: its p99 with it over its p99 alone.
+    Isolation(schedule::isolation::IsolationArgs),
 }
 
 fn main() -> ExitCode {
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
         Command::Tidy => tidy::run().map(|()| ExitCode::SUCCESS),
         Command::Test(args) => test::run_tests(&args),
         Command::Schedule(args) => schedule::measure(&args).map(|()| ExitCode::SUCCESS),
+        Command::Isolation(args) => schedule::isolation::isolation(&args).map(|()| ExitCode::SUCCESS),
         Command::Measure(args) => measure::run_measure(&args).map(|()| ExitCode::SUCCESS),
     };
     match result {

@@ -6,6 +6,7 @@
 //! failures and late answers are misses, and a run is as good as its worst model.
 
 mod curve;
+pub(crate) mod isolation;
 mod mix;
 mod picture;
 mod workload;
