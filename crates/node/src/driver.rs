@@ -11,13 +11,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::Duration;
 
-use quadrant_engine::{
-    EngineError, Lane, LaneReport, LaneSink, LaneWork, Part, Refusal, Refused, Runner,
-};
+use quadrant_engine::{EngineError, Lane, LaneReport, LaneSink, LaneWork, Part, Refusal, Refused, Runner};
 use quadrant_policy::{Action, Event, Policy, Step};
 use quadrant_types::{
-    Clock, Ending, Error, ErrorCode, LaneId, ModelId, Request, RequestId, StepId, Timing,
-    Work,
+    Clock, Ending, Error, ErrorCode, LaneId, ModelId, Request, RequestId, StepId, Timing, Work,
 };
 use tokio::sync::oneshot;
 

@@ -13,9 +13,7 @@ use prometheus::{
     HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
 };
-use quadrant_types::{
-    Ending, Error, LaneId, StepId, TenantId,
-};
+use quadrant_types::{Ending, Error, LaneId, StepId, TenantId};
 
 use crate::ModelEntry;
 use crate::tenants::Tenants;

@@ -45,12 +45,11 @@ impl Policy {
         if self.discipline != Discipline::Quadrant || plan.key.easy {
             return Ok(plan);
         }
-        let had = self.models[&request.model].admitted.get(now);
-        let Err(refusal) = self.find_room(now, request, &plan, actions) else {
-            let queue = self.models.get_mut(&request.model).expect("within bounds, so it is known");
-            queue.admitted.add(now, plan.work.as_secs_f64());
-            return Ok(plan);
-        };
+        let had = self.models[&request.model].account.had(now);
+        let found = self.find_room(now, request, &plan, actions);
+        let queue = self.models.get_mut(&request.model).expect("within bounds, so it is known");
+        queue.account.note(now, plan.work, found.is_ok());
+        let Err(refusal) = found else { return Ok(plan) };
         self.fairness.note_refusal(now, had);
         match self.models[&request.model].terms.unmet {
             Unmet::Refuse => Err(refusal),
@@ -171,7 +170,7 @@ impl Policy {
         }
         self.rebook_running();
         let ahead = self.ahead(plan.due.since(now));
-        let had = self.models[&request.model].admitted.get(now);
+        let had = self.models[&request.model].account.had(now);
         let reserve = self.fairness.reserve(now, had, plan.deadline.since(now));
         let wanted = nanos(plan.work + reserve);
         let missing = |policy: &Self| wanted - policy.demand.room(now, plan.due, ahead);
@@ -234,6 +233,12 @@ fn unmeetable(why: &str) -> Error {
 pub(crate) fn shed(why: &'static str) -> Error {
     let text = format!("the request was given up: {why}");
     Error::new(ErrorCode::ResourceExhausted, text).because(Reason::Shed).retry_after(Duration::from_secs(1))
+}
+
+/// It was accepted, and cannot be in time any more.
+pub(crate) fn too_late() -> Error {
+    let text = "the request was given up: it came to its turn too late to be answered in time";
+    Error::new(ErrorCode::DeadlineExceeded, text).because(Reason::Shed)
 }
 
 pub(crate) fn expired() -> Error {

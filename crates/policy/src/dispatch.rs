@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use quadrant_types::{ModelId, RequestId, SchedulingClass, StepId, Time};
 
-use crate::admission::shed;
+use crate::admission::too_late;
 use crate::cost::{Beside, Kind};
 use crate::policy::Policy;
 use crate::queue::{Candidate, OrderKey};
@@ -76,7 +76,7 @@ impl Policy {
     }
 
     fn give_up_late(&mut self, id: RequestId, actions: &mut Vec<Action>) {
-        self.give_up(id, shed("it came to its turn too late"), actions);
+        self.give_up(id, too_late(), actions);
     }
 
     fn start(

@@ -7,7 +7,7 @@ use quadrant_types::{LaneId, RequestId, ShapeId, Time};
 use smallvec::SmallVec;
 
 use crate::cost::{Beside, Costs, Kind};
-use crate::fairness::Lately;
+use crate::fairness::Account;
 use crate::{ModelTerms, Requests};
 
 /// How many waiting requests are looked at to fill one batch: a bound on the cost of a decision when
@@ -55,8 +55,8 @@ pub(crate) struct ModelQueue {
     pub(crate) urgent_rows: u32,
     /// Lanes on which it has run: the first step on a lane warms caches and threads up.
     pub(crate) warm: SmallVec<[LaneId; 8]>,
-    /// Work with a deadline that was admitted, in seconds of the whole device.
-    pub(crate) admitted: Lately,
+    /// Its admitted and offered work with a deadline.
+    pub(crate) account: Account,
 }
 
 /// A batch that could run now.
@@ -93,7 +93,7 @@ impl ModelQueue {
             waiting: BTreeMap::new(),
             urgent_rows: 0,
             warm: SmallVec::new(),
-            admitted: Lately::default(),
+            account: Account::default(),
         }
     }
 

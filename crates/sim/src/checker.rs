@@ -163,7 +163,8 @@ impl Checker {
             Ending::Completed => of_ended_step && ended.outcome == Some(StepOutcome::Completed),
             Ending::Failed(error) => match error.code {
                 ErrorCode::Cancelled => *event == Event::Left(id),
-                ErrorCode::DeadlineExceeded => known.expires <= now,
+                ErrorCode::DeadlineExceeded if error.reason == Some(Reason::Expired) => known.expires <= now,
+                ErrorCode::DeadlineExceeded => self.may_be_refused(&known, error, at_the_door),
                 ErrorCode::Internal => {
                     let failed = matches!(ended.outcome, Some(StepOutcome::Failed(_)));
                     self.stuck_now.contains(&id) || (of_ended_step && failed && ended.requests.len() == 1)
