@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use quadrant_types::{ModelId, ShapeId};
 use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
 
 use crate::{Cost, ModelTerms};
 
@@ -59,8 +60,8 @@ pub(crate) struct Costs {
     measured: Vec<Cost>,
     row_bytes: u64,
     learnt: FxHashMap<Kind, Learnt>,
-    /// The real time of steps over what the measured ones say, for kinds not seen yet.
-    bias: f64,
+    /// The real time of steps over what the measured ones say, by width, for kinds not seen yet.
+    bias: SmallVec<[(usize, f64); 2]>,
     /// The real time over the predicted one that is rarely exceeded.
     high: f64,
 }
@@ -72,7 +73,7 @@ impl Costs {
             measured: terms.costs.clone(),
             row_bytes: terms.row_bytes.max(1),
             learnt: FxHashMap::default(),
-            bias: 1.0,
+            bias: terms.widths.iter().map(|width| (*width, 1.0)).collect(),
             high: HIGH_RATIO.1,
         }
     }
@@ -85,7 +86,7 @@ impl Costs {
         });
         match known {
             Some(learnt) => from_nanos(learnt.nanos),
-            None => from_nanos(self.scaled(kind, bytes) * self.bias),
+            None => from_nanos(self.scaled(kind, bytes) * self.bias(kind.width)),
         }
     }
 
@@ -98,7 +99,9 @@ impl Costs {
     pub(crate) fn learn(&mut self, kind: Kind, bytes: u64, predicted: Duration, actual: Duration) {
         let actual = as_nanos(actual).max(1.0);
         let scaled = self.scaled(kind, bytes).max(1.0);
-        nudge(&mut self.bias, actual / scaled);
+        if let Some((_, bias)) = self.bias.iter_mut().find(|(width, _)| *width == kind.width) {
+            nudge(bias, actual / scaled);
+        }
         let ratio = actual / as_nanos(predicted).max(1.0);
         // Stochastic approximation of a quantile (Robbins and Monro, 1951).
         let up = if ratio > self.high { HIGH_QUANTILE } else { HIGH_QUANTILE - 1.0 };
@@ -119,8 +122,15 @@ impl Costs {
 
     /// The measured times as they turned out to be.
     pub(crate) fn corrected(&self) -> Vec<Cost> {
-        let corrected = |cost: &Cost| Cost { time: from_nanos(as_nanos(cost.time) * self.bias), ..*cost };
+        let corrected = |cost: &Cost| {
+            let time = from_nanos(as_nanos(cost.time) * self.bias(cost.width));
+            Cost { time, ..*cost }
+        };
         self.measured.iter().map(corrected).collect()
+    }
+
+    fn bias(&self, width: usize) -> f64 {
+        self.bias.iter().find(|(known, _)| *known == width).map_or(1.0, |(_, bias)| *bias)
     }
 
     fn is_measured(&self, kind: Kind) -> bool {
