@@ -1,6 +1,6 @@
-//! A quiet tenant beside a flood: Magika at ten requests a second, while another tenant asks for twice as many
-//! detections as the device can do. Windows with and without the flood alternate on one server; what counts is
-//! the quiet tenant's 99th percentile with the flood over that without.
+//! A quiet tenant beside a flood: Magika at ten requests a second, while another tenant asks for twice as
+//! many detections as the device can do. Windows with and without the flood alternate on one server; what
+//! counts is the quiet tenant's 99th percentile with the flood over that without.
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
