@@ -40,6 +40,8 @@ stall_s = {stall_s}
 batching = "off"
 width = 1
 queue = {queue}
+# What cannot be in time is tried all the same, so that there is something to expire.
+unmet = "demote"
 """
 
 

@@ -124,3 +124,30 @@ def test_a_slow_request_is_explained():
         assert unknown.returncode != 0 and "not remembered" in unknown.stderr
         assert server.get("/requests/abc", port="metrics").status == 400
         assert server.get("/requests/1").status == 404, "not on the clients' port"
+
+
+def test_what_was_observed_can_be_simulated(tmp_path):
+    with serve("[models.slow]\nlatency_objective_ms = 5000.0\n") as server:
+        empty = run("observe", "--metrics-address", server.metrics)
+        assert empty.returncode != 0 and "send it some requests first" in empty.stderr
+        flood(server, 9)
+        observed = run("observe", "--metrics-address", server.metrics)
+    assert observed.returncode == 0, observed
+    file = tmp_path / "workload.toml"
+    file.write_text(observed.stdout)
+    simulated = run("simulate", str(file), "--policies", "quadrant", "--loads", "0.5", "--runs", "1", "--json", "-")
+    cell = json.loads(simulated.stdout)[0]
+    slow = next(model for model in cell["models"] if model["name"] == "slow")
+    assert slow["attainment"] == 1.0 and 45.0 < slow["p50_ms"] < 200.0, cell
+    # The same arrivals can be sent to a server and simulated.
+    trace = tmp_path / "arrivals.csv"
+    trace.write_text("arrival_ms,model\n10,slow\n200,slow\n300,slow\n")
+    text = observed.stdout.replace('kind = "poisson"', f'kind = "recorded"\ntrace = "{trace}"')
+    file.write_text(text)
+    replayed = json.loads(run("simulate", str(file), "--policies", "quadrant", "--runs", "1", "--json", "-").stdout)
+    assert len(replayed) == 1 and replayed[0]["models"][0]["answered_per_second"] > 0, replayed
+    assert "have one load" in run("plan", str(file)).stderr
+
+
+def run(*args: str) -> subprocess.CompletedProcess:
+    return subprocess.run([str(BINARY), *args], capture_output=True, text=True, timeout=60, check=False)

@@ -184,6 +184,7 @@ pub(crate) fn simulation() -> Result<()> {
         priority: Priority::default(),
         share: 1.0,
         delay_max: Duration::ZERO,
+        overhead: Duration::ZERO,
     };
     let models = [("a", 10.6), ("b", 3.6), ("c", 3.4), ("d", 2.8), ("e", 0.17)].map(served).to_vec();
     let experiment = Experiment { cores: 2, limits: Limits::default(), models };

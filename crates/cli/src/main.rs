@@ -9,6 +9,7 @@ mod demo;
 mod explain;
 mod infer;
 mod logging;
+mod observe;
 mod profile;
 mod serve;
 mod settings;
@@ -43,6 +44,8 @@ enum Command {
     Simulate(simulate::SimulateArgs),
     /// Find the highest load that meets the objectives, and how many devices a load needs.
     Plan(simulate::PlanArgs),
+    /// Make a workload for `simulate` and `plan` out of what a running server did lately.
+    Observe(observe::ObserveArgs),
     /// Say why a request took as long as it did.
     Explain(explain::ExplainArgs),
     /// Measure models on this machine, show what a step costs, and keep it for the next `serve`.
@@ -71,6 +74,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Bench(args) => bench::run_bench(args),
         Command::Simulate(args) => simulate::run(args),
         Command::Plan(args) => simulate::plan(args),
+        Command::Observe(args) => observe::run(args),
         Command::Explain(args) => explain::run(args),
         Command::Profile(args) => profile::run(args),
         Command::Config(args) => serve::print_config(args),

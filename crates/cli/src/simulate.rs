@@ -126,7 +126,7 @@ pub(crate) fn run(args: &SimulateArgs) -> Result<()> {
     );
     let policies = args.policies.iter().map(|name| policy(name)).collect::<Result<Vec<_>>>()?;
     let (mut cells, mut last) = (Vec::new(), None);
-    for load in &args.loads {
+    for load in &workload.loads(&args.loads) {
         for discipline in &policies {
             let outcomes = outcomes(&workload, *discipline, *load, args.runs)?;
             cells.push(cell(&workload, *discipline, &outcomes));
@@ -177,6 +177,7 @@ pub(crate) fn plan(args: &PlanArgs) -> Result<()> {
     let discipline = policy(&args.policy)?;
     ensure!((0.0..1.0).contains(&args.attainment), "`--attainment` must be from 0 to below 1");
     ensure!(args.runs > 0, "`--runs` must be at least 1");
+    ensure!(workload.scales(), "recorded arrivals have one load; plan with another kind of `arrivals`");
     let serves = |load: f64| -> Result<bool> {
         let worst =
             outcomes(&workload, discipline, load, args.runs)?.iter().map(|run| run.worst).fold(1.0, f64::min);

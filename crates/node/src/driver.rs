@@ -19,7 +19,7 @@ use quadrant_types::{
 use tokio::sync::oneshot;
 
 use crate::message::{Message, Pending};
-use crate::recorder::{Explanation, Recorder, RequestRecord};
+use crate::recorder::{Explanation, Recorder, RequestRecord, StepRecord};
 use crate::registry::Registry;
 use crate::telemetry::{Snapshot, Telemetry};
 use crate::ticker::Ticker;
@@ -50,9 +50,17 @@ struct Core {
     policy: Policy,
     lanes: BTreeMap<LaneId, Lane>,
     pending: BTreeMap<RequestId, Pending>,
-    steps: BTreeMap<StepId, (Arc<ModelEntry>, Step)>,
+    steps: BTreeMap<StepId, Begun>,
     actions: Vec<Action>,
     recorder: Recorder,
+}
+
+/// A step on its lane.
+struct Begun {
+    model: Arc<ModelEntry>,
+    step: Step,
+    /// The name of the model beside it.
+    beside: Option<Arc<str>>,
 }
 
 impl Driver {
@@ -223,7 +231,7 @@ impl Driver {
                 self.telemetry.lane_stalled(
                     lane,
                     step,
-                    core.steps.get(&step).map(|(model, _)| &*model.spec.name),
+                    core.steps.get(&step).map(|begun| &*begun.model.spec.name),
                 );
             }
             Action::LaneRecovered(lane) => {
@@ -275,7 +283,10 @@ impl Driver {
             };
             lock(&self.inbox).push_back(Message::Report(report));
         }
-        core.steps.insert(step.id, (model, step));
+        let mut running = core.steps.values();
+        let beside = step.beside.and_then(|id| running.find(|begun| begun.model.id == id));
+        let beside = beside.map(|begun| Arc::clone(&begun.model.spec.name));
+        core.steps.insert(step.id, Begun { model, step, beside });
     }
 
     fn end(&self, core: &mut Core, id: RequestId, ending: Ending) {
@@ -308,6 +319,11 @@ impl Driver {
     /// The slowest requests of the last minutes.
     pub(crate) fn slowest(&self) -> Vec<Explanation> {
         self.visit(|core| core.recorder.slowest())
+    }
+
+    /// The steps that ran lately.
+    pub(crate) fn steps(&self, after: Option<StepId>) -> Vec<StepRecord> {
+        self.visit(|core| core.recorder.steps(after))
     }
 
     /// What the metrics show of the present state.

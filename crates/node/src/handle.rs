@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use quadrant_types::{
-    Clock, Error, ErrorCode, Objective, Priority, RequestId, TenantId, Tensor, Time, Timing,
+    Clock, Error, ErrorCode, Objective, Priority, RequestId, StepId, TenantId, Tensor, Time, Timing,
 };
 use tokio::sync::oneshot;
 
@@ -14,7 +14,7 @@ use crate::driver::Driver;
 use crate::registry::Registry;
 use crate::telemetry::Telemetry;
 use crate::tenants::Tenants;
-use crate::{Explanation, IndexEntry, ModelEntry};
+use crate::{Explanation, IndexEntry, ModelEntry, StepRecord};
 
 /// A request with its payload, checked against the model's spec.
 #[derive(Clone, Debug)]
@@ -123,6 +123,11 @@ impl Handle {
         self.registry.index()
     }
 
+    /// The models that are ready, by name and version.
+    pub fn models(&self) -> Vec<Arc<ModelEntry>> {
+        self.registry.entries()
+    }
+
     /// Why a request took as long as it did, if it is still remembered: it is one of the last some thousand,
     /// or one of the slowest of the last minutes.
     pub fn explain(&self, id: RequestId) -> Option<Explanation> {
@@ -132,6 +137,12 @@ impl Handle {
     /// The slowest requests of the last minutes, the slowest first.
     pub fn slowest(&self) -> Vec<Explanation> {
         self.driver.slowest()
+    }
+
+    /// The steps that are remembered, some thousand at most, in the order in which they ended; those after
+    /// this one, if it is still among them.
+    pub fn steps(&self, after: Option<StepId>) -> Vec<StepRecord> {
+        self.driver.steps(after)
     }
 
     /// The metrics in Prometheus' text format 0.0.4.

@@ -101,12 +101,14 @@ impl Loader {
         let profile = self.profile(&model, kind, &files.model, &settings);
         self.install(id, &model, &profile.widths, own_lane)?;
         let rows_max = if profile.batches { rows_max(&settings) } else { 1 };
+        let terms = ModelTerms { lane: own_lane, ..terms(&profile, &settings, model.spec()) };
         let entry = ModelEntry {
             id,
             engine: kind.name(),
             rows_max,
             batches: profile.batches,
             width: profile.width,
+            terms: terms.clone(),
             latency_objective: settings.latency_objective,
             priority: settings.priority.unwrap_or_default(),
             rationale: profile.reason.clone(),
@@ -114,7 +116,6 @@ impl Loader {
             shapes: ShapeTable::default(),
             spec,
         };
-        let terms = ModelTerms { lane: own_lane, ..terms(&profile, &settings, model.spec()) };
         Ok((entry, terms))
     }
 

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use crate::message::Pending;
 use quadrant_types::{
-    CoreSet, Ending, LaneId, ModelId, Objective, Reason, Request, RequestId, SchedulingClass, StepId,
-    TenantId, Time, Timing,
+    CoreSet, Ending, LaneId, Objective, Reason, Request, RequestId, SchedulingClass, StepId, TenantId, Time,
+    Timing,
 };
 
 /// Steps that are remembered.
@@ -30,8 +30,6 @@ pub struct StepRecord {
     pub id: StepId,
     /// Its model's name.
     pub model: Arc<str>,
-    /// The model's number.
-    pub model_id: ModelId,
     /// Where it ran.
     pub lane: LaneId,
     /// On which cores.
@@ -48,8 +46,27 @@ pub struct StepRecord {
     pub began: Time,
     /// When its lane was free again.
     pub ended: Time,
+    /// Of the time between, how long more urgent steps held its cores.
+    pub preempted: Duration,
     /// The model that ran on other cores when it began.
-    pub beside: Option<ModelId>,
+    pub beside: Option<Arc<str>>,
+}
+
+impl StepRecord {
+    /// How long it really took, undisturbed by more urgent steps: what was predicted.
+    pub fn real(&self) -> Duration {
+        self.ended.since(self.began).saturating_sub(self.preempted)
+    }
+
+    fn shares_cores_with(&self, other: &Self) -> bool {
+        other.cores.without(self.cores) != other.cores
+    }
+
+    /// Whether the other could have preempted it.
+    fn gives_way_to(&self, other: &Self) -> bool {
+        let classes = (self.class, other.class) == (SchedulingClass::Idle, SchedulingClass::Urgent);
+        classes && self.shares_cores_with(other)
+    }
 }
 
 /// A request that ended.
@@ -128,7 +145,14 @@ pub(crate) struct Recorder {
 }
 
 impl Recorder {
-    pub(crate) fn step(&mut self, step: StepRecord) {
+    /// Remembers a step. What preempted it ended before it did, so it is known by now.
+    pub(crate) fn step(&mut self, mut step: StepRecord) {
+        if step.class == SchedulingClass::Idle {
+            let lately = self.steps.iter().rev().take_while(|other| other.ended > step.began);
+            let preempting = lately.filter(|other| step.gives_way_to(other));
+            step.preempted =
+                preempting.map(|other| other.ended.min(step.ended).since(other.began.max(step.began))).sum();
+        }
         push(&mut self.steps, step, STEPS_MAX);
     }
 
@@ -144,6 +168,12 @@ impl Recorder {
             self.slowest.truncate(SLOWEST_MAX);
         }
         push(&mut self.requests, request, REQUESTS_MAX);
+    }
+
+    /// The steps that are remembered, in the order in which they ended; after this one, or all.
+    pub(crate) fn steps(&self, after: Option<StepId>) -> Vec<StepRecord> {
+        let known = after.and_then(|after| self.steps.iter().position(|step| step.id == after));
+        self.steps.iter().skip(known.map_or(0, |index| index + 1)).cloned().collect()
     }
 
     /// Why this request took as long as it did, if it is still remembered.
@@ -172,10 +202,8 @@ impl Recorder {
         let (beside, preempted_by) = match &step {
             None => (Vec::new(), Vec::new()),
             Some(own) => {
-                let shares = |other: &&StepRecord| other.cores.without(own.cores) != other.cores;
-                let elsewhere = others().filter(|other| !shares(other));
-                let urgent = others().filter(|other| other.class == SchedulingClass::Urgent);
-                let preempting = urgent.filter(|_| own.class == SchedulingClass::Idle).filter(shares);
+                let elsewhere = others().filter(|other| !own.shares_cores_with(other));
+                let preempting = others().filter(|other| own.gives_way_to(other));
                 (overlaps(elsewhere, own.began, own.ended), overlaps(preempting, own.began, own.ended))
             }
         };
@@ -232,7 +260,6 @@ mod tests {
         StepRecord {
             id: StepId(id),
             model: model.into(),
-            model_id: ModelId(0),
             lane: LaneId(0),
             cores: CoreSet::from_cores([core]),
             class,
@@ -241,6 +268,7 @@ mod tests {
             predicted: Duration::from_millis(1),
             began: at(began),
             ended: at(ended),
+            preempted: Duration::ZERO,
             beside: None,
         }
     }
@@ -275,7 +303,11 @@ mod tests {
         assert_eq!(why.waited_for, one("before", 10));
         assert_eq!(why.beside, one("neighbour", 15));
         assert_eq!(why.preempted_by, one("preempts", 4));
+        assert_eq!(why.step.map(|step| step.real()), Some(Duration::from_millis(16)));
         assert!(recorder.explain(RequestId(8)).is_none());
+        let numbers = |after| recorder.steps(after).iter().map(|step| step.id.0).collect::<Vec<_>>();
+        assert_eq!((numbers(None), numbers(Some(StepId(1)))), (vec![0, 1, 2, 3], vec![2, 3]));
+        assert_eq!(numbers(Some(StepId(99))), [0, 1, 2, 3], "one that is long gone leaves nothing out");
     }
 
     #[test]

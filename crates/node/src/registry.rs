@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
+use quadrant_policy::ModelTerms;
 use quadrant_types::{
     DataType, Error, ErrorCode, ModelId, ModelSpec, Objective, Priority, Shape, ShapeId, Tensor, Time,
 };
@@ -29,8 +30,10 @@ pub struct ModelEntry {
     pub rows_max: u32,
     /// Whether requests carry a batch dimension first (`rows_max` may still be 1).
     pub batches: bool,
-    /// Cores that one step uses.
+    /// Cores that one step uses where all have work.
     pub width: usize,
+    /// What the scheduler was told of it.
+    pub terms: ModelTerms,
     /// By when an answer is wanted, unless the request says so.
     pub latency_objective: Option<Duration>,
     /// How important its requests are, unless they say so.

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use quadrant_node::{
     Answer, Batching, Config, Handle, ModelSettings, ModelState, Node, Response, Submission,
 };
-use quadrant_policy::{Discipline, Limits};
+use quadrant_policy::{Discipline, Limits, Unmet};
 use quadrant_types::{CoreSet, DataType, Error, ErrorCode, Objective, Priority, Shape, TenantId, Tensor};
 
 const IDENTITY: &str = r#"
@@ -103,7 +103,11 @@ async fn answers_are_the_requests_own_also_when_they_share_a_step() {
 #[tokio::test]
 async fn a_request_whose_time_runs_out_ends_then_also_behind_a_running_step() {
     let slow = emulated("latency = { kind = \"fixed\", step_us = 300000 }");
-    let (node, _folder) = node(&[("slow.emulated.toml", &slow)], |_| {}).await;
+    let (node, _folder) = node(&[("slow.emulated.toml", &slow)], |config| {
+        // Otherwise it would be refused at once.
+        config.defaults.unmet = Some(Unmet::Demote);
+    })
+    .await;
     let handle = node.handle();
     let running = submit(handle, "slow", 1.0, Objective::BestEffort);
     let before = handle.now();

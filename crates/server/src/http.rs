@@ -6,11 +6,14 @@
 mod body;
 mod elements;
 pub(crate) mod explain;
+mod fields;
+mod models;
 mod pages;
 mod request;
 mod response;
 mod route;
 mod segments;
+mod steps;
 pub(crate) mod text;
 
 use std::convert::Infallible;
@@ -85,6 +88,11 @@ fn metrics(shared: &Shared, request: &Request<Incoming>) -> Response<Segments> {
     }
     if let Some(which) = request.uri().path().strip_prefix(explain::PATH) {
         return explain::page(&shared.handle, which);
+    }
+    match request.uri().path() {
+        steps::PATH => return steps::page(&shared.handle, request.uri().query()),
+        models::PATH => return models::page(&shared.handle),
+        _ => {}
     }
     if request.uri().path() != "/metrics" {
         return error_response(&Error::new(ErrorCode::NotFound, "Not Found"));

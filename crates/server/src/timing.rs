@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use http::HeaderMap;
-use quadrant_types::{SchedulingClass, Time, Timing};
+use quadrant_types::{Time, Timing};
 
 /// Asks for it on a request, and carries it on the answer.
 pub(crate) const TIMING_HEADER: &str = "x-quadrant-timing";
@@ -30,11 +30,8 @@ pub(crate) fn describe(started: Time, now: Time, timing: &Timing) -> String {
     let milliseconds = |duration: Duration| duration.as_secs_f64() * 1_000.0;
     let stage = |(name, duration): &(&str, Duration)| format!("{name};dur={:.3}", milliseconds(*duration));
     let stages: Vec<String> = stages.iter().map(stage).collect();
-    let class = match timing.class {
-        SchedulingClass::Urgent => "urgent",
-        SchedulingClass::Idle => "preemptible",
-    };
     let Timing { batch_rows, width, .. } = timing;
+    let class = timing.class.name();
     format!(
         "{}, batch;desc=\"{batch_rows}\", width;desc=\"{width}\", class;desc=\"{class}\"",
         stages.join(", ")
@@ -43,6 +40,8 @@ pub(crate) fn describe(started: Time, now: Time, timing: &Timing) -> String {
 
 #[cfg(test)]
 mod tests {
+    use quadrant_types::SchedulingClass;
+
     use super::*;
 
     #[test]

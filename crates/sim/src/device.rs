@@ -12,7 +12,7 @@ use quadrant_policy::{LaneShape, Step, StepOutcome, StepReport};
 use quadrant_types::{CoreSet, Error, ErrorCode, SchedulingClass, StepId, Time, Work};
 
 use crate::workload::Sent;
-use crate::{Faults, ModelPlan, Scenario};
+use crate::{Faults, ModelPlan, Scenario, Truth};
 
 /// A stalled step runs this many times its time.
 const STALL_FACTOR: f64 = 50.0;
@@ -23,6 +23,8 @@ pub(crate) struct Device {
     /// Whether each model has a lane to itself; then steps may share cores.
     own_lanes: bool,
     faults: Faults,
+    /// What is true of each model.
+    truths: Vec<Truth>,
     running: Vec<Active>,
     /// Core time in which a step ran.
     pub(crate) busy: Duration,
@@ -41,9 +43,6 @@ struct Active {
     left: f64,
     /// How fast it shrinks; 1 is undisturbed.
     rate: f64,
-    sensitivity: f64,
-    pressure: f64,
-    crowding: f64,
     /// Between its end and the report of it.
     delay: Duration,
     fails: bool,
@@ -64,6 +63,7 @@ impl Device {
             lanes: scenario.lanes.clone(),
             own_lanes: scenario.models.iter().any(|model| model.terms.lane.is_some()),
             faults: scenario.faults,
+            truths: scenario.models.iter().map(|model| model.truth.clone()).collect(),
             running: Vec::new(),
             busy: Duration::ZERO,
             now: Time::ZERO,
@@ -97,7 +97,11 @@ impl Device {
         let delay = self.faults.report_delay_max.mul_f64(if late { self.draw() } else { 0.0 });
         let shape = members().map(shape_of).max().unwrap_or(0);
         let plain = plan.truth.time(step.rows, lane.cores.len(), shape).as_secs_f64() * 1e9;
-        let noise = if plan.truth.noise > 0.0 { (plan.truth.noise * self.normal()).exp() } else { 1.0 };
+        let noise = match (&plan.truth, plan.truth.noise > 0.0) {
+            (truth, _) if !truth.spread.is_empty() => truth.spread_at(self.draw()),
+            (truth, true) => (truth.noise * self.normal()).exp(),
+            (_, false) => 1.0,
+        };
         self.running.push(Active {
             step: step.id,
             lane,
@@ -105,9 +109,6 @@ impl Device {
             began: now,
             left: plain * noise * if stalls { STALL_FACTOR } else { 1.0 },
             rate: 0.0,
-            sensitivity: plan.truth.sensitivity,
-            pressure: plan.truth.pressure,
-            crowding: plan.truth.crowding,
             delay,
             fails,
         });
@@ -160,18 +161,20 @@ impl Device {
     /// The share of its cores that the step has, less what its neighbours cost it.
     fn rate(&self, active: &Active) -> f64 {
         let others = || self.running.iter().filter(|other| other.step != active.step);
-        let (mut sharing, mut pressing) = (0_u32, 0.0);
+        let truth = &self.truths[active.model];
+        let (mut sharing, mut longer) = (0_u32, 0.0);
         for other in others() {
             let shares = overlap(other.lane.cores, active.lane.cores);
             match (shares, active.lane.class, other.lane.class) {
                 (true, SchedulingClass::Idle, SchedulingClass::Urgent) => return 0.0,
                 (true, SchedulingClass::Urgent, SchedulingClass::Idle) => {}
                 (true, ..) => sharing += 1,
-                (false, ..) => pressing += if self.is_preempted(other) { 0.0 } else { other.pressure },
+                (false, ..) if self.is_preempted(other) => {}
+                (false, ..) => longer += truth.slowdown(other.model, self.truths[other.model].pressure),
             }
         }
         let crowd = f64::from(sharing);
-        let slowed = (1.0 + active.sensitivity * pressing) * (1.0 + active.crowding * crowd);
+        let slowed = (1.0 + longer).max(0.1) * (1.0 + truth.crowding * crowd);
         1.0 / ((1.0 + crowd) * slowed)
     }
 

@@ -42,6 +42,8 @@ pub struct Served {
     pub share: f64,
     /// How long a request may wait for others to share its batch.
     pub delay_max: Duration,
+    /// What a request takes besides waiting and its step: reading, handing over, writing.
+    pub overhead: Duration,
 }
 
 /// What a run showed, in the figures that are compared.
@@ -155,6 +157,7 @@ impl Experiment {
             objective: model.objective.map(Range::only),
             hard: false,
             priority: Range::only(model.priority.0),
+            submit_delay: Range::only(model.overhead),
             ..Traffic::plain(arrivals)
         };
         ModelPlan {
@@ -170,7 +173,7 @@ impl Experiment {
             },
             up_at: Time::ZERO,
             down_at: None,
-            truth: model.truth,
+            truth: model.truth.clone(),
             traffic: vec![traffic],
         }
     }

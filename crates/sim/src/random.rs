@@ -106,6 +106,8 @@ fn random_model(random: &mut fastrand::Rng) -> ModelPlan {
         row_cost: us(random.u64(0..=500)),
         wide_gain: 0.8 + random.f64() * 1.2,
         noise: pick(random, &[0.0, 0.1, 0.5]),
+        spread: if random.f64() < 0.2 { vec![0.5, 0.9, 1.0, 1.1, 4.0] } else { Vec::new() },
+        beside: if random.f64() < 0.2 { vec![1.5, 0.9] } else { Vec::new() },
         sensitivity: pick(random, &[0.0, 0.3]),
         pressure: random.f64(),
         crowding: pick(random, &[0.0, 0.2]),

@@ -43,7 +43,7 @@ pub struct ModelPlan {
 }
 
 /// How long steps of a model really take.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Truth {
     /// However many rows, on one core,
     pub step_cost: Duration,
@@ -53,10 +53,16 @@ pub struct Truth {
     pub wide_gain: f64,
     /// The standard deviation of the logarithm of a step's time.
     pub noise: f64,
+    /// Observed quantiles of the time over its median, at even distances and ascending; drawn from instead of
+    /// `noise` unless empty.
+    pub spread: Vec<f64>,
     /// How much longer it takes beside a step that presses as hard as 1.
     pub sensitivity: f64,
     /// How hard it presses on what runs beside it.
     pub pressure: f64,
+    /// How many times longer it takes beside a step of each model, instead of sensitivity and pressure; a
+    /// model beyond the end counts as 1.
+    pub beside: Vec<f64>,
     /// How much longer it takes for each other step that shares its cores with it, besides the sharing:
     /// its threads wait for each other.
     pub crowding: f64,
@@ -64,9 +70,29 @@ pub struct Truth {
 
 impl Truth {
     /// Steps that take exactly this, whatever runs beside them.
-    pub const fn exact(step_cost: Duration, row_cost: Duration) -> Self {
+    pub fn exact(step_cost: Duration, row_cost: Duration) -> Self {
         let (sensitivity, pressure, crowding) = (0.0, 0.0, 0.0);
-        Self { step_cost, row_cost, wide_gain: 1.6, noise: 0.0, sensitivity, pressure, crowding }
+        let (spread, beside) = (Vec::new(), Vec::new());
+        let (wide_gain, noise) = (1.6, 0.0);
+        Self { step_cost, row_cost, wide_gain, noise, spread, sensitivity, pressure, beside, crowding }
+    }
+
+    /// The factor on a step's time that this draw, from 0 to 1, stands for among the observed ones.
+    pub(crate) fn spread_at(&self, draw: f64) -> f64 {
+        let last = self.spread.len().saturating_sub(1);
+        let place = draw.clamp(0.0, 1.0) * last as f64;
+        let below = place.floor();
+        let (low, high) = (self.spread[below as usize], self.spread[place.ceil() as usize]);
+        low + (high - low) * (place - below)
+    }
+
+    /// How many times longer a step takes beside one of this model that presses so hard.
+    pub(crate) fn slowdown(&self, neighbour: usize, pressure: f64) -> f64 {
+        if self.beside.is_empty() {
+            self.sensitivity * pressure
+        } else {
+            self.beside.get(neighbour).map_or(0.0, |factor| factor - 1.0)
+        }
     }
 
     /// The time of an undisturbed step, without noise.

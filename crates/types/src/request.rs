@@ -119,3 +119,13 @@ pub enum SchedulingClass {
     /// Only when nothing else wants the core: `SCHED_IDLE`. An urgent step on the same core preempts it.
     Idle,
 }
+
+impl SchedulingClass {
+    /// Its name in metrics and explanations.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Urgent => "urgent",
+            Self::Idle => "preemptible",
+        }
+    }
+}

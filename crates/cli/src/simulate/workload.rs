@@ -1,8 +1,10 @@
 //! A workload as a file: what was written, checked and turned into an experiment.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use quadrant_bench::read_trace;
 use quadrant_policy::Limits;
 use quadrant_sim::{Experiment, Served, Truth};
 use quadrant_traffic::{FunctionTrace, Process, Replay, arrivals};
@@ -27,7 +29,13 @@ pub(super) struct Workload {
 #[derive(Clone, Debug)]
 enum Source {
     Process(Process),
-    Functions { trace: FunctionTrace, minute: Duration, burstiness: f64 },
+    Functions {
+        trace: FunctionTrace,
+        minute: Duration,
+        burstiness: f64,
+    },
+    /// The arrivals of each model, as they were.
+    Recorded(Vec<Vec<Duration>>),
 }
 
 #[derive(Deserialize)]
@@ -67,6 +75,12 @@ struct WrittenModel {
     #[serde(default)]
     noise: f64,
     #[serde(default)]
+    spread: Vec<f64>,
+    #[serde(default)]
+    beside: BTreeMap<String, f64>,
+    #[serde(default)]
+    overhead_ms: f64,
+    #[serde(default)]
     sensitivity: f64,
     #[serde(default)]
     pressure: f64,
@@ -104,7 +118,9 @@ impl Workload {
         ensure!(!written.models.is_empty(), "name at least one model");
         let floor = written.best_effort_floor.unwrap_or(0.05);
         within("best_effort_floor", floor, (0.0, 0.9))?;
-        let models = written.models.iter().map(served).collect::<Result<Vec<_>>>()?;
+        let names: Vec<&str> = written.models.iter().map(|model| model.name.as_str()).collect();
+        let models = written.models.iter().map(|model| served(model, &names));
+        let models = models.collect::<Result<Vec<_>>>()?;
         let limits = Limits {
             queued_requests_max: usize::MAX,
             bytes_in_max: u64::MAX,
@@ -115,7 +131,7 @@ impl Workload {
             experiment: Experiment { cores: written.cores, limits, models },
             seconds: written.seconds,
             seed: written.seed,
-            source: source(&written.arrivals)?,
+            source: source(&written.arrivals, (written.seconds, &names))?,
         })
     }
 
@@ -136,11 +152,42 @@ impl Workload {
                 let replay = Replay { rates, length, minute: *minute, burstiness: *burstiness, seed };
                 Ok(trace.replay(&replay)?)
             }
+            Source::Recorded(arrivals) => Ok(arrivals.clone()),
         }
+    }
+
+    /// The loads to play: those asked for, or the one that was recorded.
+    pub(super) fn loads(&self, asked: &[f64]) -> Vec<f64> {
+        let Source::Recorded(arrivals) = &self.source else { return asked.to_vec() };
+        let models = self.experiment.models.iter().zip(arrivals);
+        let work = models.map(|(model, arrivals)| model.core_time().as_secs_f64() * arrivals.len() as f64);
+        vec![work.sum::<f64>() / (self.seconds * self.experiment.cores as f64)]
+    }
+
+    /// Whether it can be played at any load.
+    pub(super) fn scales(&self) -> bool {
+        !matches!(self.source, Source::Recorded(_))
     }
 }
 
-fn source(written: &WrittenArrivals) -> Result<Source> {
+/// The arrivals of a file as `quadrant bench --trace` takes it, up to the end of the run.
+fn recorded(path: &str, (seconds, names): (f64, &[&str])) -> Result<Vec<Vec<Duration>>> {
+    let rows = read_trace(path)?;
+    let mut arrivals = vec![Vec::new(); names.len()];
+    for (at_ms, model) in rows {
+        let known = model.as_deref().and_then(|model| names.iter().position(|name| *name == model));
+        let Some(index) = known else {
+            bail!("in `{path}`: a request at `{at_ms}` ms is for no model of the workload")
+        };
+        if at_ms < seconds * 1e3 {
+            arrivals[index].push(Duration::from_secs_f64(at_ms / 1e3));
+        }
+    }
+    arrivals.iter_mut().for_each(|times| times.sort_unstable());
+    Ok(arrivals)
+}
+
+fn source(written: &WrittenArrivals, run: (f64, &[&str])) -> Result<Source> {
     Ok(match written.kind.as_str() {
         "constant" => Source::Process(Process::Constant),
         "poisson" => Source::Process(Process::Poisson),
@@ -163,13 +210,17 @@ fn source(written: &WrittenArrivals) -> Result<Source> {
             within("arrivals.burstiness", burstiness, (0.0, 100.0))?;
             Source::Functions { trace, minute: Duration::from_secs_f64(minute), burstiness }
         }
-        other => {
-            bail!("`arrivals.kind` must be `constant`, `poisson`, `gamma` or `functions`, not `{other}`")
+        "recorded" => {
+            let path = written.trace.as_deref().context("`arrivals.trace` must be given for `recorded`")?;
+            Source::Recorded(recorded(path, run)?)
         }
+        other => bail!(
+            "`arrivals.kind` must be `constant`, `poisson`, `gamma`, `functions` or `recorded`, not `{other}`"
+        ),
     })
 }
 
-fn served(written: &WrittenModel) -> Result<Served> {
+fn served(written: &WrittenModel, names: &[&str]) -> Result<Served> {
     let check = || -> Result<()> {
         within("step_ms", written.step_ms, (0.001, 1e6))?;
         within("row_ms", written.row_ms, (0.0, 1e6))?;
@@ -179,6 +230,13 @@ fn served(written: &WrittenModel) -> Result<Served> {
         within("crowding", written.crowding, (0.0, 100.0))?;
         within("share", written.share, (1e-9, 1e9))?;
         within("delay_ms", written.delay_ms, (0.0, 1e6))?;
+        within("overhead_ms", written.overhead_ms, (0.0, 1e6))?;
+        written.spread.iter().try_for_each(|ratio| within("spread", *ratio, (0.001, 1e3)))?;
+        ensure!(written.spread.is_sorted(), "`spread` must be in ascending order");
+        written.beside.iter().try_for_each(|(name, ratio)| {
+            ensure!(names.contains(&name.as_str()), "`beside.{name}` is no model of the workload");
+            within(&format!("beside.{name}"), *ratio, (0.1, 100.0))
+        })?;
         written.wide_gain.map_or(Ok(()), |gain| within("wide_gain", gain, (0.1, 2.0)))?;
         written.objective_ms.map_or(Ok(()), |objective| within("objective_ms", objective, (0.001, 1e6)))?;
         ensure!((1..=4_096).contains(&written.rows_max), "`rows_max` must be from 1 to 4096");
@@ -193,6 +251,8 @@ fn served(written: &WrittenModel) -> Result<Served> {
         noise: written.noise,
         sensitivity: written.sensitivity,
         pressure: written.pressure,
+        spread: written.spread.clone(),
+        beside: beside(written, names),
         crowding: written.crowding,
     };
     Ok(Served {
@@ -204,7 +264,14 @@ fn served(written: &WrittenModel) -> Result<Served> {
         priority: written.priority.map_or_else(Priority::default, Priority),
         share: written.share,
         delay_max: ms(written.delay_ms),
+        overhead: ms(written.overhead_ms),
     })
+}
+
+/// How much longer beside each model, or nothing if none was given.
+fn beside(written: &WrittenModel, names: &[&str]) -> Vec<f64> {
+    let factor = |name: &&str| written.beside.get(*name).copied().unwrap_or(1.0);
+    if written.beside.is_empty() { Vec::new() } else { names.iter().map(factor).collect() }
 }
 
 fn within(name: &str, value: f64, (least, most): (f64, f64)) -> Result<()> {

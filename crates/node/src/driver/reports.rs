@@ -2,12 +2,13 @@
 //! recorder, and how it went to the scheduler.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use quadrant_engine::{LaneReport, PartOutputs};
 use quadrant_policy::{Step, StepOutcome, StepReport};
 use quadrant_types::{ErrorCode, Time};
 
-use super::{Core, Driver};
+use super::{Begun, Core, Driver};
 use crate::message::to_client;
 use crate::recorder::StepRecord;
 
@@ -15,14 +16,14 @@ impl Driver {
     /// Gives the outputs of a step to its requests and tells the scheduler how it went.
     pub(super) fn take_report(&self, core: &mut Core, report: LaneReport) -> StepReport {
         let LaneReport { step, began, gathered, computed, scattered, result, core_time, .. } = report;
-        let (model, step_plan) = core.steps.remove(&step).expect("only running steps are reported");
+        let begun = core.steps.remove(&step).expect("only running steps are reported");
+        let Begun { model, step: step_plan, beside } = begun;
         if let Some(lane) = core.lanes.get(&step_plan.lane) {
             let (cores, class) = (lane.spec().cores, lane.spec().class);
             model.metrics.used(class, core_time);
             core.recorder.step(StepRecord {
                 id: step,
                 model: Arc::clone(&model.spec.name),
-                model_id: model.id,
                 lane: step_plan.lane,
                 cores,
                 class,
@@ -31,7 +32,8 @@ impl Driver {
                 predicted: step_plan.predicted,
                 began,
                 ended: scattered,
-                beside: step_plan.beside,
+                preempted: Duration::ZERO,
+                beside,
             });
         }
         let outcome = match result {

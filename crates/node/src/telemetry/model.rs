@@ -11,9 +11,8 @@ use super::{Families, REASONS};
 /// What can become of a request with an objective.
 const OUTCOMES: [&str; 5] = ["in_time", "late", "refused", "given_up", "failed"];
 
-/// The scheduling classes of steps, as labels.
-const CLASSES: [(SchedulingClass, &str); 2] =
-    [(SchedulingClass::Urgent, "urgent"), (SchedulingClass::Idle, "preemptible")];
+/// The scheduling classes of steps.
+const CLASSES: [SchedulingClass; 2] = [SchedulingClass::Urgent, SchedulingClass::Idle];
 
 /// The counters of one model.
 pub(crate) struct ModelMetrics {
@@ -57,8 +56,9 @@ impl ModelMetrics {
                 .map(|outcome| families.objectives.with_label_values(&[name, version.as_str(), outcome])),
             refusals: Reason::ALL
                 .map(|reason| families.refusals.with_label_values(&[name, version.as_str(), reason.name()])),
-            core_seconds: CLASSES
-                .map(|(_, class)| families.core_seconds.with_label_values(&[name, version.as_str(), class])),
+            core_seconds: CLASSES.map(|class| {
+                families.core_seconds.with_label_values(&[name, version.as_str(), class.name()])
+            }),
         }
     }
 
@@ -120,7 +120,7 @@ impl ModelMetrics {
 
     /// A step ran in this class for so much processor time.
     pub(crate) fn used(&self, class: SchedulingClass, core_time: Duration) {
-        if let Some(index) = CLASSES.iter().position(|(known, _)| *known == class) {
+        if let Some(index) = CLASSES.iter().position(|known| *known == class) {
             self.core_seconds[index].inc_by(core_time.as_secs_f64());
         }
     }

@@ -1,16 +1,15 @@
 //! "Why was it slow?" as JSON, on the port of the metrics: one request by its number, or the slowest of the
 //! last minutes. It shows what other requests did, so it is not for clients.
 
-use std::time::Duration;
-
 use http::{HeaderName, HeaderValue, Response};
 use quadrant_node::{Explanation, Handle, Overlap};
-use quadrant_types::{Error, ErrorCode, RequestId, SchedulingClass};
+use quadrant_types::{Error, ErrorCode, RequestId};
 
 use crate::http::error_response;
+use crate::http::fields::Fields;
 use crate::http::response::json;
 use crate::http::segments::Segments;
-use crate::http::text::{push_integer, push_list, push_string};
+use crate::http::text::push_list;
 
 /// Carries a request's number on its answer.
 pub(crate) const REQUEST_HEADER: HeaderName = HeaderName::from_static("x-quadrant-request");
@@ -76,24 +75,20 @@ fn write(out: &mut Vec<u8>, explanation: &Explanation) {
     }
     if let Some(step) = step {
         fields.key("step");
-        let mut of_step = Fields::begin(fields.out);
+        let mut of_step = Fields::begin(fields.out());
         of_step.number("step", step.id.0);
         of_step.number("rows", u64::from(step.rows));
         of_step.number("batch_mates", step.requests.saturating_sub(1) as u64);
         of_step.number("width", step.cores.len() as u64);
         of_step.text("cores", &step.cores.to_string());
-        let class = match step.class {
-            SchedulingClass::Urgent => "urgent",
-            SchedulingClass::Idle => "preemptible",
-        };
-        of_step.text("class", class);
+        of_step.text("class", step.class.name());
         of_step.milliseconds("predicted_ms", step.predicted);
-        of_step.milliseconds("real_ms", step.ended.since(step.began));
+        of_step.milliseconds("real_ms", step.real());
         of_step.end();
     }
     for (name, overlaps) in [("waited_for", waited_for), ("beside", beside), ("preempted_by", preempted_by)] {
         fields.key(name);
-        push_list(fields.out, overlaps, overlap);
+        push_list(fields.out(), overlaps, overlap);
     }
     fields.end();
 }
@@ -104,44 +99,4 @@ fn overlap(out: &mut Vec<u8>, overlap: &Overlap) {
     fields.number("steps", u64::from(overlap.steps));
     fields.milliseconds("ms", overlap.time);
     fields.end();
-}
-
-/// The fields of an object under construction.
-struct Fields<'a> {
-    out: &'a mut Vec<u8>,
-    first: bool,
-}
-
-impl<'a> Fields<'a> {
-    fn begin(out: &'a mut Vec<u8>) -> Self {
-        out.push(b'{');
-        Self { out, first: true }
-    }
-
-    fn key(&mut self, name: &str) {
-        if !std::mem::replace(&mut self.first, false) {
-            self.out.push(b',');
-        }
-        push_string(self.out, name);
-        self.out.push(b':');
-    }
-
-    fn text(&mut self, name: &str, value: &str) {
-        self.key(name);
-        push_string(self.out, value);
-    }
-
-    fn number(&mut self, name: &str, value: u64) {
-        self.key(name);
-        push_integer(self.out, value);
-    }
-
-    fn milliseconds(&mut self, name: &str, value: Duration) {
-        self.key(name);
-        self.out.extend_from_slice(format!("{:.3}", value.as_secs_f64() * 1e3).as_bytes());
-    }
-
-    fn end(self) {
-        self.out.push(b'}');
-    }
 }

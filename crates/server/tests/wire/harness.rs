@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use quadrant_node::{Batching, Config, ModelSettings, Node};
+use quadrant_policy::Unmet;
 use quadrant_server::{Drained, Limits, Shared, run_grpc, run_http, run_metrics};
 use quadrant_types::{CoreSet, DataType};
 use tokio::net::TcpListener;
@@ -48,6 +49,8 @@ impl Server {
         }
         std::fs::write(models.join("broken.onnx"), "").unwrap();
         let batched = ModelSettings { batching: Some(Batching::UpTo(8)), ..ModelSettings::default() };
+        // What cannot be in time is tried all the same, so that there is something to expire.
+        let demoted = ModelSettings { unmet: Some(Unmet::Demote), ..ModelSettings::default() };
         let config = Config {
             models_dir: models.clone(),
             cores: CoreSet::from_cores([0]),
@@ -58,7 +61,7 @@ impl Server {
             probe_budget: Duration::from_secs(1),
             profiles_dir: None,
             defaults: ModelSettings::default(),
-            models: BTreeMap::from([("addsub".to_owned(), batched)]),
+            models: BTreeMap::from([("addsub".to_owned(), batched), ("slow".to_owned(), demoted)]),
         };
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();

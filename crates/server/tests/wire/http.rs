@@ -82,6 +82,24 @@ fn metrics_have_a_port_of_their_own() {
 }
 
 #[test]
+fn steps_and_models_are_told_on_the_port_of_the_metrics() {
+    let get = |path: &str| Client::connect(server().metrics).send(&format!("GET {path}"), b"");
+    assert_eq!(server().infer("addsub", ONE).status, 200);
+    let steps = get("/steps").text();
+    for field in
+        ["\"step\":", "\"model\":\"addsub\"", "\"class\":\"urgent\"", "\"predicted_ms\":", "\"real_ms\":"]
+    {
+        assert!(steps.contains(field), "{field} in {steps}");
+    }
+    assert_eq!(get("/steps?after=soon").status, 400);
+    assert_eq!(get("/steps?after=0").status, 200);
+    let models = get("/models").text();
+    assert!(models.contains("\"model\":\"slow\"") && models.contains("\"widths\":[1]"), "{models}");
+    assert!(!models.contains("broken"), "{models}");
+    assert_eq!(server().http("GET /steps", "").status, 404, "not on the clients' port");
+}
+
+#[test]
 fn json_tensors_come_back_as_json() {
     // Recorded, but this model copies its inputs.
     check(
@@ -269,7 +287,7 @@ fn timing_is_told_when_asked_for() {
     for stage in ["receive", "queue", "gather", "compute", "scatter", "respond", "total", "predicted"] {
         assert!(timing.contains(&format!("{stage};dur=")), "{timing}");
     }
-    assert!(timing.ends_with("batch;desc=\"1\""), "{timing}");
+    assert!(timing.ends_with("batch;desc=\"1\", width;desc=\"1\", class;desc=\"urgent\""), "{timing}");
     assert!(!server().infer("addsub", ONE).headers.contains_key("x-quadrant-timing"));
 }
 
