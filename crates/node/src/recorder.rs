@@ -172,7 +172,7 @@ impl Recorder {
 
     /// The steps that are remembered, in the order in which they ended; after this one, or all.
     pub(crate) fn steps(&self, after: Option<StepId>) -> Vec<StepRecord> {
-        let known = after.and_then(|after| self.steps.iter().position(|step| step.id == after));
+        let known = after.and_then(|after| self.steps.iter().rposition(|step| step.id == after));
         self.steps.iter().skip(known.map_or(0, |index| index + 1)).cloned().collect()
     }
 
