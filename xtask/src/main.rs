@@ -37,6 +37,10 @@ enum Command {
     Schedule(schedule::ScheduleArgs),
     /// A quiet tenant beside a flood: its p99 with it over its p99 alone.
     Isolation(schedule::isolation::IsolationArgs),
+    /// Best effort under an overload of urgent work: its core time over what it was promised.
+    Floor(schedule::floor::FloorArgs),
+    /// The simulator against the machine, and the predicted times of steps against the real ones.
+    Fidelity(schedule::fidelity::FidelityArgs),
 }
 
 fn main() -> ExitCode {
@@ -46,6 +50,8 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run_tests(&args),
         Command::Schedule(args) => schedule::measure(&args).map(|()| ExitCode::SUCCESS),
         Command::Isolation(args) => schedule::isolation::isolation(&args).map(|()| ExitCode::SUCCESS),
+        Command::Floor(args) => schedule::floor::floor(&args).map(|()| ExitCode::SUCCESS),
+        Command::Fidelity(args) => schedule::fidelity::fidelity(&args).map(|()| ExitCode::SUCCESS),
         Command::Measure(args) => measure::run_measure(&args).map(|()| ExitCode::SUCCESS),
     };
     match result {

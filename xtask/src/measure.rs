@@ -78,7 +78,7 @@ pub(crate) fn build() -> Result<()> {
 }
 
 /// A program built by [`build`].
-fn program(name: &str) -> std::path::PathBuf {
+pub(crate) fn program(name: &str) -> std::path::PathBuf {
     target().join("release").join(name)
 }
 

@@ -43,6 +43,24 @@ pub(crate) fn works(program: impl AsRef<std::ffi::OsStr>, arguments: &[&str]) ->
     Command::new(program).args(arguments).output().is_ok_and(|output| output.status.success())
 }
 
+/// How often [`within`] asks.
+const POLL: Duration = Duration::from_millis(50);
+
+/// Asks about another process until it is so, or until the limit has passed. Says whether it is so.
+///
+/// # Errors
+/// If asking fails, which ends the wait.
+pub(crate) fn within(limit: Duration, mut so: impl FnMut() -> Result<bool>) -> Result<bool> {
+    for _ in 0..limit.as_millis() / POLL.as_millis() {
+        if so()? {
+            return Ok(true);
+        }
+        #[expect(clippy::disallowed_methods, reason = "another process tells no channel of ours")]
+        std::thread::sleep(POLL);
+    }
+    Ok(false)
+}
+
 /// Runs a named stage, saying how long it took and whether it went well.
 pub(crate) fn stage(name: &'static str, work: impl FnOnce() -> Result<()>) -> Stage {
     say(&format!("== {name}"));

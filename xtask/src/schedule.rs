@@ -3,12 +3,17 @@
 //!
 //! Objectives are four times a model's solo median and 20 ms more. Arrivals follow the Azure Functions trace;
 //! every model offers equal core time. All policies see the same arrivals, one after the other; refusals,
-//! failures and late answers are misses, and a run is as good as its worst model.
+//! failures and late answers are misses, and a run is as good as its worst model. `triton` and
+//! `triton-tuned` are no policies of ours but a real Triton, see `triton.rs`.
 
 mod curve;
+pub(crate) mod fidelity;
+pub(crate) mod floor;
 pub(crate) mod isolation;
 mod mix;
 mod picture;
+mod steps;
+mod triton;
 mod workload;
 
 use std::collections::BTreeMap;
@@ -32,7 +37,8 @@ pub(crate) struct ScheduleArgs {
     /// Offered loads, as shares of both cores.
     #[arg(long, value_delimiter = ',', default_value = "0.3,0.4,0.5,0.6,0.7,0.8,0.9,1.0")]
     loads: Vec<f64>,
-    /// Policies to compare; the first is the one that the others are compared with.
+    /// Policies to compare; the first is the one that the others are compared with. `triton` is a real Triton
+    /// in place of Quadrant, from a Python package; `triton-tuned` is it with the settings that help it most.
     #[arg(long, value_delimiter = ',', default_value = "quadrant,fifo,clockwork")]
     policies: Vec<String>,
     /// Repetitions that count, each with its own arrivals.
@@ -41,7 +47,7 @@ pub(crate) struct ScheduleArgs {
     /// Seconds that are counted in one run.
     #[arg(long, default_value_t = 60.0)]
     seconds: f64,
-    /// Queue delays that are tried for `fifo` beforehand, in milliseconds; the best is kept.
+    /// Queue delays that are tried for `fifo` and Triton beforehand, in milliseconds; each keeps its best.
     #[arg(long, value_delimiter = ',', default_value = "0,2,5")]
     fifo_delays: Vec<f64>,
     /// The first repetition's seed.
@@ -59,6 +65,9 @@ pub(crate) enum MixName {
 
 /// One policy's runs: for each repetition, a point for each load.
 type Curves = BTreeMap<String, Vec<Vec<Point>>>;
+
+/// Policies whose batches wait for others as long as they are told to.
+const DELAYED: [&str; 3] = ["fifo", triton::PLAIN, triton::TUNED];
 
 /// What is written to `target/measure`.
 #[derive(Debug, Serialize)]
@@ -84,8 +93,9 @@ pub(crate) fn measure(args: &ScheduleArgs) -> Result<()> {
             model.name, model.solo_ms, model.objective_ms, model.core_ms
         ));
     }
-    let delay_ms = tune_fifo(args, &mix, &calibration)?;
-    let servers = args.policies.iter().map(|policy| mix.serve(policy, &calibration, delay_ms));
+    let delays = args.policies.iter().map(|policy| tune_delay(args, &mix, &calibration, policy));
+    let contenders = args.policies.iter().zip(delays.collect::<Result<Vec<_>>>()?);
+    let servers = contenders.map(|(policy, delay_ms)| mix.serve(policy, &calibration, delay_ms));
     let servers = servers.collect::<Result<Vec<_>>>()?;
     let mut curves = Curves::new();
     let mut voids = 0;
@@ -95,8 +105,9 @@ pub(crate) fn measure(args: &ScheduleArgs) -> Result<()> {
             let seed = args.seed + repetition as u64;
             let trace = workload::write_trace(&calibration, *load, args.seconds, seed)?;
             for (policy, server) in args.policies.iter().zip(&servers) {
-                let (mut points, void) =
-                    repeat(1, || workload::run(server, &mix, &calibration, &trace, (*load, args.seconds)))?;
+                let (mut points, void) = repeat(1, || {
+                    workload::run((policy, server), &mix, &calibration, &trace, (*load, args.seconds))
+                })?;
                 voids += void;
                 let point = points.pop().context("a repetition that counts")?;
                 say(&format!("  {policy} at {load:.2}: {point}"));
@@ -113,11 +124,10 @@ pub(crate) fn measure(args: &ScheduleArgs) -> Result<()> {
     Ok(())
 }
 
-/// The delay with which `fifo` does best at a load in the middle, in milliseconds.
-fn tune_fifo(args: &ScheduleArgs, mix: &Mix, calibration: &Calibration) -> Result<f64> {
-    let wanted = args.policies.iter().any(|policy| policy == "fifo");
+/// The delay with which a policy does best at a load in the middle, in milliseconds.
+fn tune_delay(args: &ScheduleArgs, mix: &Mix, calibration: &Calibration, policy: &str) -> Result<f64> {
     let first = args.fifo_delays.first().copied().unwrap_or(0.0);
-    if !wanted || args.fifo_delays.len() < 2 {
+    if !DELAYED.contains(&policy) || args.fifo_delays.len() < 2 {
         return Ok(first);
     }
     let load = args.loads[args.loads.len() / 3];
@@ -125,10 +135,11 @@ fn tune_fifo(args: &ScheduleArgs, mix: &Mix, calibration: &Calibration) -> Resul
     let trace = workload::write_trace(calibration, load, seconds, args.seed + 1_000)?;
     let mut best = (f64::MIN, first);
     for delay_ms in &args.fifo_delays {
-        let server = mix.serve("fifo", calibration, *delay_ms)?;
-        let (points, _) = repeat(1, || workload::run(&server, mix, calibration, &trace, (load, seconds)))?;
+        let server = mix.serve(policy, calibration, *delay_ms)?;
+        let (points, _) =
+            repeat(1, || workload::run((policy, &server), mix, calibration, &trace, (load, seconds)))?;
         let mean = points.iter().map(Point::mean_attainment).sum::<f64>();
-        say(&format!("  fifo with a delay of {delay_ms} ms at {load:.2}: mean attainment {mean:.4}"));
+        say(&format!("  {policy} with a delay of {delay_ms} ms at {load:.2}: mean attainment {mean:.4}"));
         if mean > best.0 {
             best = (mean, *delay_ms);
         }

@@ -14,6 +14,8 @@ use crate::clock::Clock;
 use crate::payload::Prepared;
 use crate::{BenchError, Plan, Protocol};
 
+/// Where Quadrant says why it refused.
+const REASON_HEADER: &str = "x-quadrant-reason";
 /// Larger than any answer a server here would send.
 const GRPC_MESSAGE_BYTES_MAX: usize = i32::MAX as usize;
 
@@ -28,7 +30,7 @@ pub(crate) enum Connection {
 pub(crate) enum Outcome {
     /// An answer of so many bytes.
     Answered(u64),
-    /// A status that is no success, so long after the request was begun to be sent.
+    /// A status that is no success, with the server's reason if it gave one, so long after the request was begun to be sent.
     Refused(String, Duration),
     /// What came instead: why the connection broke.
     Failed(String),
@@ -92,6 +94,9 @@ async fn send_http(sender: &mut SendRequest<Full<Bytes>>, request: &Prepared, cl
     };
     let head_after = clock.now().saturating_sub(began);
     let status = response.status();
+    let reason = response.headers().get(REASON_HEADER).and_then(|reason| reason.to_str().ok());
+    let said =
+        reason.map_or_else(|| status.as_u16().to_string(), |reason| format!("{} {reason}", status.as_u16()));
     let mut body = response.into_body();
     let mut bytes = 0;
     while let Some(frame) = body.frame().await {
@@ -100,11 +105,7 @@ async fn send_http(sender: &mut SendRequest<Full<Bytes>>, request: &Prepared, cl
             Err(error) => return broken(error),
         }
     }
-    if status.is_success() {
-        Outcome::Answered(bytes)
-    } else {
-        Outcome::Refused(status.as_u16().to_string(), head_after)
-    }
+    if status.is_success() { Outcome::Answered(bytes) } else { Outcome::Refused(said, head_after) }
 }
 
 async fn send_grpc(

@@ -1,20 +1,30 @@
 //! Servers under measurement: started on free ports, ended when dropped.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::program;
+use crate::run::{within, works};
+
+/// How long a server with processes of its own may take to end before all of them are killed.
+const END_MAX: Duration = Duration::from_secs(15);
 
 /// A running server.
 pub(crate) struct Server {
     child: Child,
     pub(crate) http: String,
     pub(crate) grpc: String,
+    /// Of Quadrant.
+    pub(crate) metrics: Option<String>,
     /// Its log, kept open so that writing to it does not fail.
     _log: Option<BufReader<ChildStderr>>,
+    /// Whether it has processes of its own, in a process group with it.
+    group: bool,
 }
 
 impl Server {
@@ -33,7 +43,7 @@ impl Server {
             .spawn()
             .context("cannot start `quadrant serve`")?;
         let mut log = BufReader::new(child.stderr.take().context("the server has no log")?);
-        let (mut http, mut grpc, mut text) = (None, None, String::new());
+        let (mut http, mut grpc, mut metrics, mut text) = (None, None, None, String::new());
         loop {
             let mut line = String::new();
             if log.read_line(&mut line)? == 0 {
@@ -42,6 +52,7 @@ impl Server {
             let word = |key: &str| line.split_ascii_whitespace().find_map(|word| word.strip_prefix(key));
             http = http.or(word("http=").map(str::to_owned));
             grpc = grpc.or(word("grpc=").map(str::to_owned));
+            metrics = metrics.or(word("metrics=").map(str::to_owned));
             if line.contains("model unavailable") {
                 bail!("a model cannot be served: {line}");
             }
@@ -51,7 +62,8 @@ impl Server {
             text.push_str(&line);
         }
         let http = http.context("the server did not say its address")?;
-        Ok(Self { child, http, grpc: grpc.unwrap_or_default(), _log: Some(log) })
+        let grpc = grpc.unwrap_or_default();
+        Ok(Self { child, http, grpc, metrics, _log: Some(log), group: false })
     }
 
     /// A bare echo server: `echo-http` or `echo-grpc`.
@@ -66,7 +78,29 @@ impl Server {
         BufReader::new(child.stdout.take().context("the echo server says nothing")?)
             .read_line(&mut address)?;
         let address = address.trim().to_owned();
-        Ok(Self { child, http: address.clone(), grpc: address, _log: None })
+        Ok(Self { child, http: address.clone(), grpc: address, metrics: None, _log: None, group: false })
+    }
+
+    /// A server that was started elsewhere, as the leader of a process group of its own, without gRPC.
+    pub(crate) fn of_group(child: Child, http: String) -> Self {
+        Self { child, http, grpc: String::new(), metrics: None, _log: None, group: true }
+    }
+
+    /// How it ended, if it did.
+    pub(crate) fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        self.child.try_wait().context("cannot ask after the server")
+    }
+
+    /// A page of Quadrant's port for metrics.
+    pub(crate) fn page(&self, path: &str) -> Result<String> {
+        let address = self.metrics.as_deref().context("the server did not say where its metrics are")?;
+        let mut stream = TcpStream::connect(address)?;
+        write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("no answer")?;
+        ensure!(head.contains(" 200 "), "`{path}` was answered with `{head}`");
+        Ok(body.to_owned())
     }
 
     /// Its process.
@@ -77,7 +111,19 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        if self.group {
+            // Killed at once, its processes would leave their shared memory behind.
+            let id = self.child.id();
+            kill("TERM", &id.to_string());
+            within(END_MAX, || Ok(self.ended()?.is_some())).unwrap_or_default();
+            kill("KILL", &format!("-{id}"));
+        }
         // It is measured no more; how it ends does not matter here.
         self.child.kill().and_then(|()| self.child.wait().map(drop)).unwrap_or_default();
     }
+}
+
+/// Sends a signal to a process, or to a group if it starts with `-`. That there is none left is as well.
+fn kill(signal: &str, whom: &str) {
+    works("sh", &["-c", "kill -s \"$0\" -- \"$1\"", signal, whom]);
 }

@@ -8,6 +8,7 @@ use quadrant_bench::Report;
 
 use super::MixName;
 use super::mix::Mix;
+use super::triton;
 use super::workload::{Calibrated, calibrate};
 use crate::measure::server::Server;
 use crate::measure::{bench_any, build, repeat, spread};
@@ -44,7 +45,7 @@ pub(crate) fn isolation(args: &IsolationArgs) -> Result<()> {
     let detector = calibration.of("ppocr-det").context("the detector is in mix a")?;
     for policy in &args.policies {
         let server = mix.serve(policy, &calibration, 0.0)?;
-        let (pairs, voids) = repeat(args.windows, || pair(args, &mix, detector, &server))?;
+        let (pairs, voids) = repeat(args.windows, || pair(args, &mix, detector, (policy, &server)))?;
         let column = |of: fn(&(f64, f64, f64)) -> f64| pairs.iter().map(of).collect::<Vec<f64>>();
         say(&format!(
             "isolation, {policy}: p99 with the flood over alone {}; alone {}, with it {}; answered in time with \
@@ -65,9 +66,10 @@ fn pair(
     args: &IsolationArgs,
     mix: &Mix,
     detector: &Calibrated,
-    server: &Server,
+    (policy, server): (&str, &Server),
 ) -> Result<Result<(f64, f64, f64), String>> {
-    let request = |name: &str| mix.members().find(|member| member.name == name).map(|member| member.request);
+    let member = |name: &str| mix.members().find(|member| member.name == name);
+    let request = |name: &str| member(name).map(|member| triton::request(policy, member.request));
     let (quiet, flood) = (request("magika").context("no magika")?, request("ppocr-det").context("no det")?);
     let seconds = args.seconds.to_string();
     let load = |model: &str, rate: &str, tenant: &str| -> Result<Report> {

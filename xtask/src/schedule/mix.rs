@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 
 use super::MixName;
+use super::triton;
 use super::workload::Calibration;
 use crate::assets;
 use crate::measure::server::Server;
@@ -16,11 +17,13 @@ pub(super) struct Member {
     pub(super) name: &'static str,
     pub(super) request: &'static str,
     /// Requests carry no batch dimension.
-    single: bool,
+    pub(super) single: bool,
 }
 
+/// Requests in one batch at most, where a model can batch.
+pub(super) const BATCH_MAX: usize = 32;
 /// The text detector, whose steps are ten times as long as the others'.
-const DETECTOR: &str = "ppocr-det";
+pub(super) const DETECTOR: &str = "ppocr-det";
 
 const MEMBERS: [Member; 6] = [
     Member { name: DETECTOR, request: "ppocr-det:x=FP32[1,3,640,640]@fetch_name_0=1", single: false },
@@ -54,10 +57,10 @@ impl Mix {
         let label = if name == MixName::A { "mix-a" } else { "mix-b" };
         let mix = Self { name, folder: target().join("measure").join(label), library };
         std::fs::create_dir_all(&mix.folder)?;
-        for Member { name, .. } in mix.members() {
-            let (from, to) =
-                (assets.join(format!("models/{name}.onnx")), mix.folder.join(format!("{name}.onnx")));
-            std::fs::copy(&from, &to).with_context(|| format!("cannot copy `{}`", from.display()))?;
+        for member in mix.members() {
+            let from = assets.join(format!("models/{}.onnx", member.name));
+            std::fs::copy(&from, mix.file(member))
+                .with_context(|| format!("cannot copy `{}`", from.display()))?;
         }
         Ok(mix)
     }
@@ -66,9 +69,19 @@ impl Mix {
         if self.name == MixName::A { "a" } else { "b" }
     }
 
+    /// The member of this name, in whichever mix.
+    pub(super) fn member(name: &str) -> Option<&'static Member> {
+        MEMBERS.iter().find(|member| member.name == name)
+    }
+
     pub(super) fn members(&self) -> impl Iterator<Item = &'static Member> {
         let all = self.name == MixName::A;
         MEMBERS.iter().filter(move |member| all || member.name != DETECTOR)
+    }
+
+    /// Where a model lies.
+    pub(super) fn file(&self, member: &Member) -> PathBuf {
+        self.folder.join(format!("{}.onnx", member.name))
     }
 
     /// A server of all models without objectives.
@@ -76,8 +89,12 @@ impl Mix {
         self.start("plain", String::new(), |_| String::new())
     }
 
-    /// A server under a policy, with everybody's objective.
+    /// A server under a policy, with everybody's objective; or Triton. The delay is that of `fifo` and of
+    /// Triton.
     pub(super) fn serve(&self, policy: &str, calibration: &Calibration, delay_ms: f64) -> Result<Server> {
+        if triton::is_meant(policy) {
+            return triton::serve(self, policy, calibration, delay_ms);
+        }
         let delay = if policy == "fifo" { format!("delay_ms = {delay_ms:.3}\n") } else { String::new() };
         self.start(policy, format!("[scheduler]\npolicy = \"{policy}\"\n"), |name| {
             let objective = calibration.of(name).map_or(0.0, |model| model.objective_ms);
@@ -85,12 +102,21 @@ impl Mix {
         })
     }
 
+    /// A server whose best effort has this floor; a model without an objective is best effort.
+    pub(super) fn serve_with_floor(&self, floor: f64, calibration: &Calibration) -> Result<Server> {
+        self.start("floor", format!("[scheduler]\nbest_effort_floor = {floor}\n"), |name| {
+            let objective = calibration.of(name).map(|model| model.objective_ms);
+            objective.map_or_else(String::new, |objective| format!("latency_objective_ms = {objective:.3}\n"))
+        })
+    }
+
     fn start(&self, label: &str, head: String, model: impl Fn(&str) -> String) -> Result<Server> {
         let mut text = head;
         writeln!(text, "[device]\nonnxruntime = \"{}\"", self.library.display())?;
+        let batching = format!("batching = {BATCH_MAX}");
         text.push_str("[model_defaults]\nqueue = 16384\n");
         for member in self.members() {
-            let batching = if member.single { "batching = \"off\"" } else { "batching = 32" };
+            let batching = if member.single { "batching = \"off\"" } else { &batching };
             writeln!(text, "[models.{}]\n{batching}\n{}", member.name, model(member.name))?;
         }
         let config = target().join(format!("measure/mix-{}-{label}.toml", self.name()));

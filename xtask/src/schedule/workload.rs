@@ -10,16 +10,20 @@ use serde::Serialize;
 
 use super::curve::Point;
 use super::mix::Mix;
+use super::triton;
 use crate::measure::server::Server;
 use crate::measure::{bench, bench_any, median};
 use crate::run::target;
 
 /// Cores of the device.
-const CORES: f64 = 2.0;
+pub(super) const CORES: f64 = 2.0;
 /// Seconds of load before anything counts.
-const WARMUP_S: f64 = 5.0;
+pub(super) const WARMUP_S: f64 = 5.0;
 /// Repetitions of each figure of the calibration; the median counts.
 const REPETITIONS: usize = 3;
+
+/// Quadrant's reasons not to accept a request.
+const REFUSALS: [&str; 4] = ["deadline_unmeetable", "queue_full", "server_full", "bytes_full"];
 
 /// What was measured of the models before the comparison.
 #[derive(Debug, Serialize)]
@@ -90,7 +94,7 @@ pub(super) fn write_trace(calibration: &Calibration, load: f64, seconds: f64, se
 
 /// One run. It says its point, or why it is void.
 pub(super) fn run(
-    server: &Server,
+    (policy, server): (&str, &Server),
     mix: &Mix,
     calibration: &Calibration,
     trace: &std::path::Path,
@@ -107,7 +111,10 @@ pub(super) fn run(
     ]);
     for member in mix.members() {
         let objective = calibration.of(member.name).map_or(0.0, |model| model.objective_ms);
-        arguments.extend(["--model".to_owned(), format!("{}~{objective:.3}", member.request)]);
+        arguments.extend([
+            "--model".to_owned(),
+            format!("{}~{objective:.3}", triton::request(policy, member.request)),
+        ]);
     }
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let report = bench_any(&server.http, &arguments)?;
@@ -120,9 +127,11 @@ pub(super) fn run(
 fn point(report: &Report, load: f64) -> Point {
     let models = || report.models.iter();
     let in_time: u64 = models().map(|model| model.in_time).sum();
-    // What was given up after it had been accepted is told by the same status as a refusal; so this counts
-    // as admitted only what was answered, too late or not, and what failed otherwise.
-    let refused = |model: &ModelReport| model.failures.get("429").copied().unwrap_or(0);
+    // What was given up after it had been accepted was admitted.
+    let on_arrival = |reason: &str| REFUSALS.iter().any(|refusal| reason.contains(refusal));
+    let refused = |model: &ModelReport| {
+        model.failures.iter().filter(|(reason, _)| on_arrival(reason)).map(|(_, count)| count).sum::<u64>()
+    };
     let admitted: u64 = models().map(|model| model.answered + model.failed - refused(model)).sum();
     Point {
         load,

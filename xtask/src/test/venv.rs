@@ -1,4 +1,4 @@
-//! The Python virtual environment with the real clients, made once for each set of pinned packages.
+//! Python virtual environments, each made once for its set of pinned packages.
 
 use std::fs;
 use std::path::PathBuf;
@@ -8,14 +8,23 @@ use anyhow::{Context, Result, ensure};
 
 use crate::run::{root, run, say, target, works};
 
-/// The Python of the environment, which is made if it is missing or has other packages.
+/// The Python of the environment with the real clients.
 ///
 /// # Errors
 /// What is missing on this machine.
 pub(crate) fn python() -> Result<PathBuf> {
-    let requirements = root().join("tests/requirements.txt");
-    let wanted = fs::read_to_string(&requirements).context("cannot read `tests/requirements.txt`")?;
-    let folder = target().join("venv");
+    make("venv", "tests/requirements.txt")
+}
+
+/// The Python of the environment `name` in `target`, which is made if it is missing or has other packages
+/// than the file of requirements, a path in the repository, asks for.
+///
+/// # Errors
+/// What is missing on this machine.
+pub(crate) fn make(name: &str, requirements: &str) -> Result<PathBuf> {
+    let file = root().join(requirements);
+    let wanted = fs::read_to_string(&file).with_context(|| format!("cannot read `{requirements}`"))?;
+    let folder = target().join(name);
     let (python, stamp) = (folder.join("bin/python"), folder.join("requirements.stamp"));
     if fs::read_to_string(&stamp).is_ok_and(|have| have == wanted) && works(&python, &["--version"]) {
         return Ok(python);
@@ -28,8 +37,9 @@ pub(crate) fn python() -> Result<PathBuf> {
     );
     run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder))?;
     let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"];
-    run(Command::new(&python).args(install).arg(&requirements))
-        .context("cannot install the real clients; this needs Python 3.11 or later, and a network once")?;
+    run(Command::new(&python).args(install).arg(&file)).with_context(|| {
+        format!("cannot install `{requirements}`; this needs Python 3.11 or later, and a network once")
+    })?;
     fs::write(&stamp, wanted).context("cannot write the stamp of the virtual environment")?;
     Ok(python)
 }
