@@ -92,8 +92,8 @@ impl Mix {
     /// A server under a policy, with everybody's objective; or Triton. The delay is that of `fifo` and of
     /// Triton.
     pub(super) fn serve(&self, policy: &str, calibration: &Calibration, delay_ms: f64) -> Result<Server> {
-        if triton::is_meant(policy) {
-            return triton::serve(self, policy, calibration, delay_ms);
+        if triton::is_triton(policy) {
+            return triton::serve(self, policy, delay_ms);
         }
         let delay = if policy == "fifo" { format!("delay_ms = {delay_ms:.3}\n") } else { String::new() };
         self.start(policy, format!("[scheduler]\npolicy = \"{policy}\"\n"), |name| {

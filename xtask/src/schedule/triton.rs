@@ -5,10 +5,12 @@
 //! Both comparators have one session of as many threads as there are cores for each model, all running
 //! whenever they have work, and dynamic batching. `triton` is left to its defaults otherwise, and is asked
 //! the same as Quadrant. `triton-tuned` has the settings that were seen to help it most:
-//! - Idle threads of ONNX Runtime do not spin, which takes the cores from the other sessions.
+//! - ONNX Runtime's idle threads do not spin; spinning, they take the cores from the other sessions.
 //! - It is asked for whole outputs and not for the best class, which it finds by sorting all of the output.
 //!   For the text recogniser that takes longer than the model does, and longer than sending everything.
-//! - What has waited for as long as its objective is refused.
+//!
+//! Neither knows objectives. Triton can refuse what has waited for too long, but with such a timeout its
+//! batcher now and then sleeps for half a second though requests wait, and it did worse wherever it kept up.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -21,7 +23,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::mix::{BATCH_MAX, Member, Mix};
-use super::workload::Calibration;
 use crate::measure::server::Server;
 use crate::run::{target, within};
 use crate::test::venv;
@@ -45,7 +46,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 const LOG_LINES: usize = 30;
 
 /// Whether a policy stands for Triton.
-pub(super) fn is_meant(policy: &str) -> bool {
+pub(super) fn is_triton(policy: &str) -> bool {
     [PLAIN, TUNED].contains(&policy)
 }
 
@@ -58,13 +59,10 @@ pub(super) fn request<'a>(policy: &str, request: &'a str) -> &'a str {
 }
 
 /// A server of all models of the mix, whose batches wait for others up to `delay_ms`.
-pub(super) fn serve(mix: &Mix, policy: &str, calibration: &Calibration, delay_ms: f64) -> Result<Server> {
+pub(super) fn serve(mix: &Mix, policy: &str, delay_ms: f64) -> Result<Server> {
     let install = Install::prepare()?;
     let repository = target().join(format!("measure/{policy}-{}", mix.name()));
-    write_repository(&repository, mix, |member| {
-        let objective_ms = calibration.of(member.name).map(|model| model.objective_ms);
-        config(member, delay_ms, objective_ms.filter(|_| policy == TUNED))
-    })?;
+    write_repository(&repository, mix, policy, delay_ms)?;
     let log = repository.with_extension("log");
     // Triton does not tell which port it got, so a free one is looked for beforehand.
     let http = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr())?;
@@ -136,34 +134,30 @@ impl Install {
     }
 }
 
-fn write_repository(folder: &Path, mix: &Mix, config: impl Fn(&Member) -> String) -> Result<()> {
+fn write_repository(folder: &Path, mix: &Mix, policy: &str, delay_ms: f64) -> Result<()> {
     if folder.exists() {
         fs::remove_dir_all(folder)?;
     }
     for member in mix.members() {
         let (model, version) = (folder.join(member.name), folder.join(member.name).join("1"));
         fs::create_dir_all(&version)?;
-        fs::write(model.join("config.pbtxt"), config(member))?;
+        fs::write(model.join("config.pbtxt"), config(member, policy, delay_ms))?;
         fs::write(version.join("model.py"), MODEL)?;
         fs::copy(mix.file(member), version.join("model.onnx"))?;
     }
     Ok(())
 }
 
-/// All but inputs and outputs, which `model.py` adds. It is tuned if it is told the objective.
-fn config(member: &Member, delay_ms: f64, objective_ms: Option<f64>) -> String {
-    let us = |ms: f64| (1e3 * ms).round();
-    let spinning = if objective_ms.is_some() { "0" } else { "1" };
-    let timeout = objective_ms.map_or(String::new(), |ms| {
-        let us = us(ms);
-        format!("  default_queue_policy {{ timeout_action: REJECT default_timeout_microseconds: {us} }}\n")
-    });
+/// All but inputs and outputs, which `model.py` adds.
+fn config(member: &Member, policy: &str, delay_ms: f64) -> String {
+    let spinning = u8::from(policy != TUNED);
     let batching = if member.single {
         "max_batch_size: 0\n".to_owned()
     } else {
-        let delay_us = us(delay_ms);
-        let delay = format!("  max_queue_delay_microseconds: {delay_us}\n");
-        format!("max_batch_size: {BATCH_MAX}\ndynamic_batching {{\n{delay}{timeout}}}\n")
+        let delay_us = (1e3 * delay_ms).round();
+        format!(
+            "max_batch_size: {BATCH_MAX}\ndynamic_batching {{ max_queue_delay_microseconds: {delay_us} }}\n"
+        )
     };
     format!(
         "backend: \"python\"\ninstance_group [{{ kind: KIND_CPU, count: 1 }}]\n\
@@ -177,7 +171,7 @@ fn is_ready(address: &str) -> bool {
         let mut stream = TcpStream::connect(address)?;
         stream.set_read_timeout(Some(ANSWER_MAX))?;
         write!(stream, "GET /v2/health/ready HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
-        let mut status = *b"HTTP/1.1 200";
+        let mut status = [0; 12];
         stream.read_exact(&mut status)?;
         Ok(status == *b"HTTP/1.1 200")
     };
@@ -198,22 +192,18 @@ mod tests {
     #[test]
     fn what_carries_no_batch_dimension_is_not_batched() {
         let member = |single| Member { name: "a", request: "a", single };
-        let (batched, single) = (config(&member(false), 2.0, None), config(&member(true), 2.0, None));
         assert!(
-            batched.ends_with(
-                "max_batch_size: 32\ndynamic_batching {\n  max_queue_delay_microseconds: 2000\n}\n"
-            )
+            config(&member(false), PLAIN, 2.0)
+                .ends_with("max_batch_size: 32\ndynamic_batching { max_queue_delay_microseconds: 2000 }\n")
         );
-        assert!(single.ends_with("max_batch_size: 0\n"));
+        assert!(config(&member(true), PLAIN, 2.0).ends_with("max_batch_size: 0\n"));
     }
 
     #[test]
-    fn only_the_tuned_one_is_told_the_objective() {
+    fn only_the_tuned_one_does_not_spin() {
         let member = Member { name: "a", request: "a", single: false };
-        let (plain, tuned) = (config(&member, 0.0, None), config(&member, 0.0, Some(50.0)));
-        assert!(!plain.contains("REJECT") && plain.contains("string_value: \"1\""));
-        assert!(tuned.contains("default_timeout_microseconds: 50000 }"));
-        assert!(tuned.contains("string_value: \"0\""));
+        assert!(config(&member, PLAIN, 0.0).contains("string_value: \"1\""));
+        assert!(config(&member, TUNED, 0.0).contains("string_value: \"0\""));
     }
 
     #[test]
