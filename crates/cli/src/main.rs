@@ -85,3 +85,15 @@ fn run(cli: &Cli) -> Result<()> {
 fn report(error: &anyhow::Error) {
     eprintln!("error: {error:#}");
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn arguments_of_commands_do_not_collide() {
+        Cli::command().debug_assert();
+    }
+}

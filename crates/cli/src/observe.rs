@@ -33,7 +33,7 @@ pub(crate) struct ObserveArgs {
     seconds: Option<f64>,
     /// Write every step to this file, one line of JSON each.
     #[arg(long, value_name = "FILE")]
-    log: Option<PathBuf>,
+    log_steps: Option<PathBuf>,
     /// Cores that compute, where not all of them had a step lately.
     #[arg(long, value_name = "N")]
     cores: Option<usize>,
@@ -61,7 +61,7 @@ struct Arrivals {
 pub(crate) fn run(args: &ObserveArgs) -> Result<()> {
     let models: Vec<Model> = page(&args.metrics_address, "models")?;
     let lines = steps(args)?;
-    if let Some(path) = &args.log {
+    if let Some(path) = &args.log_steps {
         let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
         std::fs::write(path, text).with_context(|| format!("cannot write `{}`", path.display()))?;
     }

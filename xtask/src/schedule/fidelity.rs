@@ -108,7 +108,7 @@ fn live(
     let metrics = server.metrics.as_deref().context("the server did not say where its metrics are")?;
     let once = || {
         let mut observe = Command::new(program("quadrant"));
-        observe.args(["observe", "--metrics-address", metrics, "--log"]).arg(&log);
+        observe.args(["observe", "--metrics-address", metrics, "--log-steps"]).arg(&log);
         observe.args(["--seconds", &(WARMUP_S + args.seconds).to_string()]);
         std::thread::scope(|scope| {
             let watching = scope.spawn(move || observe.output());

@@ -10,7 +10,7 @@ const JUDGED_FROM_MS: f64 = 1.0;
 /// Constants that are tried for a group of steps, taken at even distances from its sorted times.
 const TRIED: usize = 201;
 
-/// A step as `quadrant observe --log` writes it.
+/// A step as `quadrant observe --log-steps` writes it.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct Step {
     pub(super) model: String,
