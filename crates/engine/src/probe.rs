@@ -239,17 +239,17 @@ impl<'a> Probe<'a> {
             let part = |seed| Part { request: RequestId(seed), rows: 1, inputs: row.tensors(seed).into() };
             let parts: Vec<_> = (0..rows as u64).map(part).collect();
             let Ok(inputs) = gather(&parts) else { return };
-            let (mut rate, mut took) = (None, Duration::ZERO);
-            for way in ways {
-                let Ok(measured) = measure::side_by_side(way, &inputs, &self.outputs, (rows, window)) else {
-                    return;
-                };
-                let all_busy = way.len() == workers.len();
-                tried.push(Tried::new(measured, (width, rows), way.len() > 1, all_busy));
-                rate.get_or_insert(measured.rows_per_second);
-                took += measured.step;
+            let run = |way: &&[Worker]| measure::side_by_side(way, &inputs, &self.outputs, (rows, window));
+            let Ok(mut measured) = ways.iter().map(run).collect::<Result<Vec<_>, _>>() else { return };
+            if let [together, alone] = &mut measured[..] {
+                *together = together.bounded_by(*alone, rows, workers.len());
             }
-            let rate = rate.unwrap_or_default();
+            for (way, measured) in ways.iter().zip(&measured) {
+                let all_busy = way.len() == workers.len();
+                tried.push(Tried::new(*measured, (width, rows), way.len() > 1, all_busy));
+            }
+            let rate = measured[0].rows_per_second;
+            let took: Duration = measured.iter().map(|measured| measured.step).sum();
             fruitless = if widths::is_better(rate, best) { 0 } else { fruitless + 1 };
             best = rate.max(best);
             rows *= 2;

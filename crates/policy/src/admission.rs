@@ -50,6 +50,9 @@ impl Policy {
         let queue = self.models.get_mut(&request.model).expect("within bounds, so it is known");
         queue.account.note(now, plan.work, found.is_ok());
         let Err(refusal) = found else { return Ok(plan) };
+        if plan.key.start_by() < now && queue.doubt.is_due(now) {
+            return Ok(self.best_effort_plan(request));
+        }
         self.fairness.note_refusal(now, had);
         match self.models[&request.model].terms.unmet {
             Unmet::Refuse => Err(refusal),

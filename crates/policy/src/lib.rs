@@ -13,6 +13,7 @@ mod admission;
 mod cost;
 mod demand;
 mod dispatch;
+mod doubt;
 mod event;
 mod fairness;
 mod floor;

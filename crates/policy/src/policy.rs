@@ -155,7 +155,7 @@ impl Policy {
     }
 
     fn model_up(&mut self, model: ModelId, terms: ModelTerms) {
-        self.models.insert(model, ModelQueue::new(terms));
+        self.models.insert(model, ModelQueue::new(terms, self.discipline));
     }
 
     fn model_down(&mut self, model: ModelId, actions: &mut Vec<Action>) {
@@ -332,6 +332,7 @@ impl Policy {
         }
         let actual = step.progress.saturating_sub(handoff);
         queue.costs.learn(step.kind_seen(), step.bytes, step.predicted, actual);
+        queue.doubt.note_learnt(now, step.predicted, actual);
     }
 
     /// What a step takes besides its own time.

@@ -7,12 +7,17 @@ use quadrant_types::{LaneId, RequestId, ShapeId, Time};
 use smallvec::SmallVec;
 
 use crate::cost::{Beside, Costs, Kind};
+use crate::doubt::Doubt;
 use crate::fairness::Account;
-use crate::{ModelTerms, Requests};
+use crate::{Discipline, ModelTerms, Requests};
 
 /// How many waiting requests are looked at to fill one batch: a bound on the cost of a decision when
 /// many shapes are mixed.
 pub(crate) const BATCH_SCAN_MAX: usize = 256;
+
+/// Requests with a deadline share a step only if it takes at most this share of their steps one after the other.
+/// Otherwise the first would end later and nobody sooner, and another core could not take the second.
+const JOINED_MAX: f64 = 0.95;
 
 /// The one order of requests within a model, and of those with a deadline across models: by the latest
 /// start that is still in time, then by arrival. Best effort comes after all of them, by priority.
@@ -51,12 +56,16 @@ pub(crate) struct ModelQueue {
     pub(crate) terms: ModelTerms,
     pub(crate) costs: Costs,
     pub(crate) waiting: BTreeMap<OrderKey, Waiting>,
+    /// Whether rows with deadlines share a step only where that saves time, and surely ends in time.
+    picky: bool,
     /// Rows that wait with a deadline.
     pub(crate) urgent_rows: u32,
     /// Lanes on which it has run: the first step on a lane warms caches and threads up.
     pub(crate) warm: SmallVec<[LaneId; 8]>,
     /// Its admitted and offered work with a deadline.
     pub(crate) account: Account,
+    /// Whether what is known of its steps is still true.
+    pub(crate) doubt: Doubt,
 }
 
 /// A batch that could run now.
@@ -85,11 +94,13 @@ impl Candidate {
 }
 
 impl ModelQueue {
-    pub(crate) fn new(terms: ModelTerms) -> Self {
+    pub(crate) fn new(terms: ModelTerms, discipline: Discipline) -> Self {
         assert!(!terms.widths.is_empty(), "a model has at least one width");
         Self {
             costs: Costs::new(&terms),
             terms,
+            picky: discipline == Discipline::Quadrant,
+            doubt: Doubt::default(),
             waiting: BTreeMap::new(),
             urgent_rows: 0,
             warm: SmallVec::new(),
@@ -155,7 +166,12 @@ impl ModelQueue {
             let bytes = batch.bytes + waiting.bytes_in;
             let predicted = self.costs.predict(larger, bytes);
             let deadline = batch.deadline.min(waiting.deadline);
-            if larger.rows > self.terms.rows_max || (!key.easy && now + predicted > deadline) {
+            let fits = larger.rows <= self.terms.rows_max;
+            let alone = || self.costs.predict(kind(waiting.rows), waiting.bytes_in);
+            let may = || {
+                now + self.surely(predicted) <= deadline && self.joins(batch.predicted + alone(), predicted)
+            };
+            if !fits || (!key.easy && !may()) {
                 more = true;
                 continue;
             }
@@ -171,6 +187,17 @@ impl ModelQueue {
             batch.ripe_at = (oldest + self.terms.delay_max).min(start_by);
         }
         batch
+    }
+
+    /// The time within which a step is expected to end, for the sake of those who share it.
+    fn surely(&self, predicted: Duration) -> Duration {
+        if self.picky { self.costs.high(predicted) } else { predicted }
+    }
+
+    /// Whether rows with deadlines share a step that takes `together`, where `apart` is what their steps take
+    /// one after the other.
+    fn joins(&self, apart: Duration, together: Duration) -> bool {
+        !self.picky || together <= apart.mul_f64(JOINED_MAX)
     }
 
     /// The first request with a deadline behind `key` that no batch from `key` or from before it could
@@ -206,6 +233,9 @@ impl ModelQueue {
         let full = if after >= largest { one(largest) } else { Duration::ZERO };
         let rest = if after.is_multiple_of(largest) { Duration::ZERO } else { one(after % largest) };
         let already = if before == 0 { Duration::ZERO } else { one(before) };
+        if before > 0 && !self.joins(already + one(rows), full + rest) {
+            return one(rows);
+        }
         (full + rest).saturating_sub(already)
     }
 }
@@ -218,7 +248,7 @@ mod tests {
     const MS: u64 = 1_000_000;
 
     fn queue(requests: &[(u64, u32, u32)], rows_max: u32, delay_ms: u64) -> ModelQueue {
-        let mut queue = ModelQueue::new(ModelTerms {
+        let terms = ModelTerms {
             rows_max,
             widths: vec![1],
             lane: None,
@@ -234,7 +264,8 @@ mod tests {
                 .to_vec(),
             row_bytes: 1,
             unmet: Unmet::Refuse,
-        });
+        };
+        let mut queue = ModelQueue::new(terms, Discipline::Quadrant);
         for (index, (deadline, rows, shape)) in requests.iter().enumerate() {
             let rank = (deadline * MS).saturating_sub(2 * MS);
             let key = OrderKey { easy: false, rank, id: RequestId(index as u64) };
@@ -265,9 +296,27 @@ mod tests {
     }
 
     #[test]
+    fn rows_are_joined_where_it_saves_time() {
+        let mut queue = queue(&[(90, 1, 0), (95, 1, 0)], 4, 0);
+        let linear = |rows: u32| Cost {
+            rows,
+            width: 1,
+            beside: true,
+            time: Duration::from_millis(10 * u64::from(rows)),
+        };
+        queue.terms.costs = vec![linear(1), linear(2)];
+        queue.costs = Costs::new(&queue.terms);
+        assert_eq!(first(&queue).requests.len(), 1, "two rows take as long as two steps");
+        let kind = Kind { shape: ShapeId(0), rows: 1, width: 1, beside: Beside::Usual };
+        assert_eq!(queue.marginal(1, kind, 1).as_millis(), 10);
+        queue.picky = false;
+        assert_eq!(first(&queue).requests.len(), 2);
+    }
+
+    #[test]
     fn a_batch_is_no_larger_than_its_first_deadline_allows() {
-        // A step of n rows takes n + 1 milliseconds.
-        assert_eq!(batch(&[(3, 1, 0), (20, 1, 0), (30, 1, 0)], 4), [0, 1]);
+        // A step of n rows takes n + 1 milliseconds, and surely not a quarter more.
+        assert_eq!(batch(&[(4, 1, 0), (20, 1, 0), (30, 1, 0)], 4), [0, 1]);
         assert_eq!(batch(&[(2, 1, 0), (20, 1, 0)], 4), [0]);
         assert_eq!(batch(&[(1, 1, 0), (20, 1, 0)], 4), [0], "what is late runs as it is");
     }

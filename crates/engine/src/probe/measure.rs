@@ -24,6 +24,19 @@ pub(super) struct Measured {
     pub(super) step: Duration,
 }
 
+impl Measured {
+    /// What lanes side by side can have taken at most: as long as if they had taken turns. More is what else
+    /// the machine did meanwhile.
+    pub(super) fn bounded_by(self, alone: Self, rows: usize, lanes: usize) -> Self {
+        let turns = alone.step * u32::try_from(lanes).unwrap_or(u32::MAX);
+        if self.step <= turns {
+            return self;
+        }
+        let rows_per_second = (rows * lanes) as f64 / turns.as_secs_f64().max(1e-9);
+        Self { rows_per_second, step: turns }
+    }
+}
+
 /// A thread with a runner, like a lane.
 #[derive(Debug)]
 pub(super) struct Worker {
@@ -174,6 +187,15 @@ fn step(runner: &mut dyn Runner, work: &StepWork) -> Result<(Vec<Tensor>, Durati
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lanes_side_by_side_are_never_slower_than_taking_turns() {
+        let measured = |ms| Measured { rows_per_second: 0.0, step: Duration::from_millis(ms) };
+        assert_eq!(measured(18).bounded_by(measured(10), 1, 2).step, Duration::from_millis(18));
+        let bounded = measured(56).bounded_by(measured(9), 1, 2);
+        assert_eq!(bounded.step, Duration::from_millis(18));
+        assert!((bounded.rows_per_second - 2.0 / 0.018).abs() < 1e-6, "{bounded:?}");
+    }
 
     #[test]
     fn disturbed_steps_count_only_where_there_are_no_others() {

@@ -142,6 +142,18 @@ fn what_cannot_be_in_time_is_refused_on_arrival() {
 }
 
 #[test]
+fn a_model_that_was_measured_at_a_bad_moment_is_not_shut_out() {
+    // Told ten times the truth; every request would be refused for the length of its own step.
+    let soon = within(40, Traffic::plain(Arrivals::Constant { start: at(0), every: 400 * MS, count: 30 }));
+    let mut plan = model(1, 1, vec![soon]);
+    plan.terms.costs.iter_mut().for_each(|cost| cost.time = 100 * MS);
+    let (_, report) = play(&Scenario { drain_at: at(20_000), ..scenario(&[&[0]], vec![plan]) });
+    // One in three is let in to see. The first step on a lane teaches nothing; after a few more it is known.
+    let model = &report.models[0];
+    assert!(model.refused <= 10 && model.in_time + model.refused == 30, "{report}");
+}
+
+#[test]
 fn an_expired_request_never_runs() {
     // `fifo` accepts what it cannot do. While the first runs, the second's time runs out; the third's does
     // during its step.
