@@ -145,6 +145,7 @@ impl World {
                 step: step.id,
                 began,
                 ended,
+                core_time: step.predicted,
                 outcome: StepOutcome::Completed,
             }));
         }

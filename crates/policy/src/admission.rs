@@ -173,8 +173,12 @@ impl Policy {
         }
         self.rebook_running();
         let ahead = self.ahead(plan.due.since(now));
-        let had = self.models[&request.model].account.had(now);
-        let reserve = self.fairness.reserve(now, had, plan.deadline.since(now));
+        if self.level.is_old(now) {
+            self.level.refresh(now, self.models.values().map(|queue| queue.account.asks(now)));
+        }
+        let (account, span) = (&self.models[&request.model].account, plan.deadline.since(now));
+        let reserve = self.fairness.reserve(now, account.had(now), span);
+        let reserve = reserve.max(self.level.reserve(account.asks(now), span));
         let wanted = nanos(plan.work + reserve);
         let missing = |policy: &Self| wanted - policy.demand.room(now, plan.due, ahead);
         let first_missing = missing(self);

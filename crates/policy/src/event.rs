@@ -154,6 +154,8 @@ pub struct StepReport {
     pub began: Time,
     /// When its lane was free again.
     pub ended: Time,
+    /// The processor time that it had between, over all its cores.
+    pub core_time: Duration,
     /// What came of it.
     pub outcome: StepOutcome,
 }

@@ -5,7 +5,11 @@
 //! do not; under overload one model then takes what all should share. So each model's admitted and offered
 //! work is counted over the last seconds, and so is what those had that were refused. A model of whose work a
 //! larger share was admitted than of theirs must leave some room when it comes. One that had much less than
-//! they had need not, so a model that asks for little gets all of it, however many requests another sends.
+//! they had need not.
+//!
+//! And a model that asks for little gets all of it, however many requests another sends. Shares are max-min
+//! fair by what models asked for lately: those that ask for more than the level (Bertsekas and Gallager, Data
+//! Networks, 1992, section 6.5.2) leave room for what those far below it are about to ask for.
 
 use std::time::Duration;
 
@@ -21,33 +25,56 @@ const LEVEL_RATE: f64 = 0.1;
 const RESERVE_RATE: f64 = 4.0;
 /// and at most.
 const RESERVE_MAX: f64 = 0.5;
+/// Over how long what models ask for is counted, to find the level. Short, because a flood comes suddenly.
+const ASKED_OVER: Duration = Duration::from_secs(2);
+/// How long a level holds before it is worked out again.
+const LEVEL_HOLDS: Duration = Duration::from_millis(100);
+/// Those who ask for less than this share of the level are left room. The others take part in the overload.
+const FAR_BELOW: f64 = 0.5;
+/// What is left for those far below the level, over what they asked for on average: they do not ask evenly.
+const LEFT_OVER_ASKED: f64 = 2.0;
+/// The share of a request's time that is left for them at most.
+const LEFT_MAX: f64 = 0.9;
 /// A model that had less than this share of what the refused had gives way to nobody.
 const MODEST: f64 = 0.7;
 
 /// A sum that forgets.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Lately {
     value: f64,
     at: Time,
+    over: Duration,
 }
 
 impl Lately {
+    pub(crate) const fn new(over: Duration) -> Self {
+        Self { value: 0.0, at: Time::ZERO, over }
+    }
+
     pub(crate) fn add(&mut self, now: Time, amount: f64) {
         self.value = self.get(now) + amount;
         self.at = now;
     }
 
     pub(crate) fn get(&self, now: Time) -> f64 {
-        let passed = now.since(self.at).as_secs_f64() / COUNTED_OVER.as_secs_f64();
+        let passed = now.since(self.at).as_secs_f64() / self.over.as_secs_f64();
         self.value * (-passed).exp()
     }
 }
 
 /// One model's account.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Account {
     admitted: Lately,
     offered: Lately,
+    asked: Lately,
+}
+
+impl Default for Account {
+    fn default() -> Self {
+        let counted = Lately::new(COUNTED_OVER);
+        Self { admitted: counted, offered: counted, asked: Lately::new(ASKED_OVER) }
+    }
 }
 
 /// What a model had lately.
@@ -62,14 +89,62 @@ pub(crate) struct Had {
 impl Account {
     pub(crate) fn note(&mut self, now: Time, work: Duration, admitted: bool) {
         self.offered.add(now, work.as_secs_f64());
+        self.asked.add(now, work.as_secs_f64());
         if admitted {
             self.admitted.add(now, work.as_secs_f64());
         }
     }
 
+    /// What it asks for of late, as a share of the whole device.
+    pub(crate) fn asks(&self, now: Time) -> f64 {
+        self.asked.get(now) / ASKED_OVER.as_secs_f64()
+    }
+
     pub(crate) fn had(&self, now: Time) -> Had {
         let (work, offered) = (self.admitted.get(now), self.offered.get(now));
         Had { work, share: if offered > 0.0 { (work / offered).min(1.0) } else { 1.0 } }
+    }
+}
+
+/// The max-min fair level.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Level {
+    /// Who asks for more gets this; `None` if everybody can have what they ask for.
+    level: Option<f64>,
+    /// What those ask for together who ask for far less.
+    modest: f64,
+    holds_until: Time,
+}
+
+impl Level {
+    /// Whether it is to be worked out again.
+    pub(crate) fn is_old(&self, now: Time) -> bool {
+        now >= self.holds_until
+    }
+
+    /// Works the level out, from what each model asks for as a share of the whole device.
+    pub(crate) fn refresh(&mut self, now: Time, asks: impl Iterator<Item = f64>) {
+        let mut asks: Vec<f64> = asks.filter(|asked| *asked > 0.0).collect();
+        asks.sort_by(f64::total_cmp);
+        let (mut left, mut level) = (1.0, None);
+        for (index, asked) in asks.iter().enumerate() {
+            let fair = left / (asks.len() - index) as f64;
+            if *asked > fair {
+                level = Some(fair);
+                break;
+            }
+            left -= asked;
+        }
+        let modest = asks.iter().filter(|asked| level.is_some_and(|level| **asked < FAR_BELOW * level));
+        *self = Self { level, modest: modest.sum(), holds_until: now + LEVEL_HOLDS };
+    }
+
+    /// The room that a request leaves free whose model asks for so much and which has `span` time.
+    pub(crate) fn reserve(&self, asks: f64, span: Duration) -> Duration {
+        match self.level {
+            Some(level) if asks > level => span.mul_f64((LEFT_OVER_ASKED * self.modest).min(LEFT_MAX)),
+            Some(_) | None => Duration::ZERO,
+        }
     }
 }
 
@@ -124,6 +199,27 @@ mod tests {
     }
 
     #[test]
+    fn who_asks_for_more_than_the_level_leaves_room_for_the_others() {
+        let span = Duration::from_millis(100);
+        let mut level = Level::default();
+        let mut check = |asks: &[f64], of: f64, expect_ms: u64| {
+            level.refresh(Time::ZERO, asks.iter().copied());
+            let reserve = level.reserve(of, span).as_secs_f64() * 1e3;
+            assert!((reserve - expect_ms as f64).abs() < 1e-6, "{asks:?} {of}: {reserve}");
+        };
+        check(&[0.05, 2.0], 2.0, 10);
+        check(&[0.05, 2.0], 0.05, 0);
+        check(&[0.3, 0.3, 0.3], 0.3, 0);
+        // All ask for more than they can have, so nobody is owed anything beforehand.
+        check(&[0.5, 0.5, 0.6], 0.6, 0);
+        check(&[0.2, 0.2, 9.0], 9.0, 80);
+        // Somewhat below is not far below: they get what they find.
+        check(&[0.3, 0.3, 9.0], 9.0, 0);
+        assert!(!level.is_old(Time::ZERO + Duration::from_millis(99)));
+        assert!(level.is_old(Time::ZERO + LEVEL_HOLDS));
+    }
+
+    #[test]
     fn an_account_counts_what_was_offered() {
         let mut account = Account::default();
         assert_eq!(account.had(Time::ZERO), Had { work: 0.0, share: 1.0 });
@@ -136,7 +232,7 @@ mod tests {
 
     #[test]
     fn sums_forget() {
-        let mut lately = Lately::default();
+        let mut lately = Lately::new(COUNTED_OVER);
         lately.add(Time::ZERO, 4.0);
         let later = Time::ZERO + COUNTED_OVER;
         assert!((lately.get(later) - 4.0 / std::f64::consts::E).abs() < 1e-9);

@@ -56,6 +56,13 @@ impl Floor {
         }
     }
 
+    /// A best-effort step ended for which this was charged and which really had this: whatever else ran on its
+    /// core was not its doing.
+    pub(crate) fn correct(&mut self, charged: Duration, had: Duration) {
+        let back = nanos(charged.saturating_sub(had));
+        self.credit = (self.credit + back).min(CREDIT_MAX_NANOS);
+    }
+
     /// What holds from now on: whether best-effort work waits or is held up, and on how many cores it runs.
     pub(crate) fn note(&mut self, backlog: bool, running: usize) {
         self.backlog = backlog;

@@ -11,7 +11,7 @@ use rustc_hash::FxHashMap;
 
 use crate::admission::{Plan, expired};
 use crate::demand::{Booking, Demand};
-use crate::fairness::Fairness;
+use crate::fairness::{Fairness, Level};
 use crate::floor::Floor;
 use crate::load::Load;
 use crate::queue::{ModelQueue, OrderKey, Waiting};
@@ -49,6 +49,7 @@ pub struct Policy {
     pub(crate) expiries: BTreeSet<(Time, RequestId)>,
     pub(crate) load: Load,
     pub(crate) fairness: Fairness,
+    pub(crate) level: Level,
     pub(crate) queued: usize,
     pub(crate) bytes_in: u64,
     /// When the first batch that was left waiting for more rows is worth running as it is.
@@ -98,6 +99,7 @@ impl Policy {
             expiries: BTreeSet::new(),
             load: Load::default(),
             fairness: Fairness::default(),
+            level: Level::default(),
             queued: 0,
             bytes_in: 0,
             ripe_at: None,
@@ -285,6 +287,10 @@ impl Policy {
         }
         if step.is_stuck() {
             actions.push(Action::LaneRecovered(step.lane.id));
+        }
+        if step.easy {
+            let charged = step.progress * u32::try_from(step.lane.cores.len()).unwrap_or(1);
+            self.floor.correct(charged, report.core_time);
         }
         let several = step.requests.len() > 1;
         let still_live: Requests =

@@ -51,7 +51,13 @@ impl Bench {
     }
 
     fn ended(&mut self, now_ms: u32, step: u64, outcome: StepOutcome) {
-        let report = StepReport { step: StepId(step), began: at(0), ended: at(now_ms), outcome };
+        let report = StepReport {
+            step: StepId(step),
+            began: at(0),
+            ended: at(now_ms),
+            core_time: Duration::ZERO,
+            outcome,
+        };
         self.at(now_ms, Event::Ended(report));
     }
 

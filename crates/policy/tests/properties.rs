@@ -244,7 +244,13 @@ impl World {
         } else {
             StepOutcome::Completed
         };
-        self.event(Event::Ended(StepReport { step, began: self.now, ended: self.now, outcome }))
+        self.event(Event::Ended(StepReport {
+            step,
+            began: self.now,
+            ended: self.now,
+            core_time: Duration::ZERO,
+            outcome,
+        }))
     }
 
     /// Drains, and lets everything end that still runs.

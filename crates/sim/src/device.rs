@@ -39,6 +39,8 @@ struct Active {
     lane: LaneShape,
     model: usize,
     began: Time,
+    /// The time that it had its cores.
+    ran: Duration,
     /// Nanoseconds of undisturbed work.
     left: f64,
     /// How fast it shrinks; 1 is undisturbed.
@@ -107,6 +109,7 @@ impl Device {
             lane,
             model: step.model.0 as usize,
             began: now,
+            ran: Duration::ZERO,
             left: plain * noise * if stalls { STALL_FACTOR } else { 1.0 },
             rate: 0.0,
             delay,
@@ -133,7 +136,8 @@ impl Device {
         } else {
             StepOutcome::Completed
         };
-        let report = StepReport { step: active.step, began: active.began, ended: now, outcome };
+        let core_time = active.ran * u32::try_from(active.lane.cores.len()).unwrap_or(1);
+        let report = StepReport { step: active.step, began: active.began, ended: now, core_time, outcome };
         Some(Ended { report, known_at: now + active.delay, lane: active.lane, model: active.model })
     }
 
@@ -145,10 +149,11 @@ impl Device {
     fn advance(&mut self, now: Time) {
         let cores = self.running.iter().fold(CoreSet::EMPTY, |cores, active| cores.union(active.lane.cores));
         self.busy += now.since(self.now) * u32::try_from(cores.len()).unwrap_or(0);
-        let passed = now.since(self.now).as_nanos() as f64;
+        let passed = now.since(self.now);
         self.now = now;
         for active in &mut self.running {
-            active.left -= passed * active.rate;
+            active.left -= passed.as_nanos() as f64 * active.rate;
+            active.ran += if active.rate > 0.0 { passed } else { Duration::ZERO };
         }
     }
 

@@ -51,7 +51,7 @@ impl Driver {
                 StepOutcome::Failed(error)
             }
         };
-        StepReport { step, began, ended: scattered, outcome }
+        StepReport { step, began, ended: scattered, core_time, outcome }
     }
 
     fn hand_out(&self, core: &mut Core, step: &Step, executed: Executed, parts: Vec<PartOutputs>) {

@@ -21,6 +21,9 @@ pub(super) const PASSED_OVER_MAX: usize = 16;
 /// More cores must make a step this much faster, in its predicted time, to be worth taking for speed alone.
 pub(super) const WIDE_GAIN: f64 = 1.15;
 
+/// What is left of a step must be this many times as long as another to let it preempt, where both are long.
+const FAR_LONGER: u32 = 3;
+
 impl Policy {
     pub(super) fn dispatch_quadrant(&mut self, now: Time, actions: &mut Vec<Action>) {
         self.give_turn();
@@ -139,16 +142,19 @@ impl Policy {
     }
 
     /// A long step that preempts another cannot be preempted itself. So it does only if it would be late
-    /// otherwise, and leaves a core open to short ones if there are several.
+    /// otherwise or is far shorter than what it would wait for, and leaves a core open to short ones if there are
+    /// several.
     fn must_preempt(&self, now: Time, lane: LaneShape, batch: &Candidate) -> bool {
         let on_lane = self.running.iter().filter(|step| overlap(step.lane.cores, lane.cores) && !step.easy);
-        let free_at = on_lane.map(|step| now + step.remaining(step.progress)).max();
+        let left = on_lane.map(|step| step.remaining(step.progress)).max();
         let urgent = |step: &&Running| step.lane.class == SchedulingClass::Urgent;
         let long =
             self.running.iter().filter(urgent).filter(|step| self.load.is_long(step.predicted)).count();
         let lanes = self.fitting(lane.cores.len(), SchedulingClass::Urgent).count();
-        let late_otherwise = free_at.is_none_or(|free_at| free_at > batch.start_by());
-        late_otherwise && long < lanes.saturating_sub(1).max(1)
+        let worth_it = left.is_none_or(|left| {
+            now + left > batch.start_by() || left > batch.predicted.saturating_mul(FAR_LONGER)
+        });
+        worth_it && long < lanes.saturating_sub(1).max(1)
     }
 
     /// What runs, or is likely to run, beside a step on these cores.
