@@ -14,6 +14,8 @@ const REMEMBERED_FOR: Duration = Duration::from_secs(10);
 const LIGHT: f64 = 0.75;
 /// A step is long if it takes more than this share of the tightest objective,
 const LONG_DIVISOR: u32 = 8;
+/// and it blocks a core, if nothing can preempt it, if it takes more than this share;
+const BLOCKS_DIVISOR: u32 = 2;
 /// and no step is long that takes less than this: preempting it would gain nothing.
 const LONG_MIN: Duration = Duration::from_millis(1);
 
@@ -71,6 +73,11 @@ impl Load {
         self.tightest().is_some_and(|tightest| step > LONG_MIN.max(tightest / LONG_DIVISOR))
     }
 
+    /// Whether a step of this length, once begun where nothing can preempt it, might make a short one late.
+    pub(crate) fn blocks(&self, step: Duration) -> bool {
+        self.tightest().is_some_and(|tightest| step > LONG_MIN.max(tightest / BLOCKS_DIVISOR))
+    }
+
     fn tightest(&self) -> Option<Duration> {
         self.tightest.filter(|(_, seen)| self.now.since(*seen) < REMEMBERED_FOR).map(|(span, _)| span)
     }
@@ -89,6 +96,7 @@ mod tests {
         assert!(!load.is_long(1_000 * MS) && !load.has_deadlines());
         load.note_objective(at(0), 400 * MS);
         assert!(load.is_long(60 * MS) && !load.is_long(40 * MS));
+        assert!(load.blocks(201 * MS) && !load.blocks(199 * MS));
         load.note_objective(at(1), 20 * MS);
         load.note_objective(at(1), 400 * MS);
         assert!(load.is_long(3 * MS) && !load.is_long(2 * MS));

@@ -6,6 +6,8 @@
 //! step may preempt another only if its own latest start comes first, which keeps the order of deadlines
 //! among running steps too. Best effort takes what is left; see `easy.rs`.
 
+use std::time::Duration;
+
 use quadrant_types::{CoreSet, ModelId, SchedulingClass, Time};
 
 use super::Walk;
@@ -21,8 +23,8 @@ pub(super) const PASSED_OVER_MAX: usize = 16;
 /// More cores must make a step this much faster, in its predicted time, to be worth taking for speed alone.
 pub(super) const WIDE_GAIN: f64 = 1.15;
 
-/// What is left of a step must be this many times as long as another to let it preempt, where both are long.
-const FAR_LONGER: u32 = 3;
+/// A step waits for another rather than preempt it if that takes less than this share of its own time.
+const WAITS_DIVISOR: u32 = 2;
 
 impl Policy {
     pub(super) fn dispatch_quadrant(&mut self, now: Time, actions: &mut Vec<Action>) {
@@ -137,24 +139,25 @@ impl Policy {
             return None;
         }
         let batch = batch(lane);
-        let may = !self.load.is_long(batch.predicted) || self.must_preempt(now, lane, &batch);
+        let may = !self.load.is_long(batch.predicted) || self.may_preempt(now, lane, &batch);
         may.then_some((lane, batch))
     }
 
-    /// A long step that preempts another cannot be preempted itself. So it does only if it would be late
-    /// otherwise or is far shorter than what it would wait for, and leaves a core open to short ones if there are
-    /// several.
-    fn must_preempt(&self, now: Time, lane: LaneShape, batch: &Candidate) -> bool {
+    /// A long step that preempts another cannot be preempted itself. So it does not if it could wait for the other
+    /// in time and not for long. One that is so long that it could make a short one
+    /// late leaves a core open to short ones, if there are several, and makes nobody late whom it preempts.
+    fn may_preempt(&self, now: Time, lane: LaneShape, batch: &Candidate) -> bool {
         let on_lane = self.running.iter().filter(|step| overlap(step.lane.cores, lane.cores) && !step.easy);
         let left = on_lane.map(|step| step.remaining(step.progress)).max();
+        let late_otherwise = left.is_none_or(|left| now + left > batch.start_by());
+        if !self.load.blocks(batch.predicted) {
+            return late_otherwise || left.is_some_and(|left| left > batch.predicted / WAITS_DIVISOR);
+        }
         let urgent = |step: &&Running| step.lane.class == SchedulingClass::Urgent;
-        let long =
-            self.running.iter().filter(urgent).filter(|step| self.load.is_long(step.predicted)).count();
+        let blocking = self.running.iter().filter(urgent).filter(|step| self.load.blocks(step.predicted));
         let lanes = self.fitting(lane.cores.len(), SchedulingClass::Urgent).count();
-        let worth_it = left.is_none_or(|left| {
-            now + left > batch.start_by() || left > batch.predicted.saturating_mul(FAR_LONGER)
-        });
-        worth_it && long < lanes.saturating_sub(1).max(1)
+        let leaves_one = blocking.count() < lanes.saturating_sub(1).max(1);
+        late_otherwise && leaves_one && now + batch.predicted <= self.pressing(lane.cores)
     }
 
     /// What runs, or is likely to run, beside a step on these cores.
