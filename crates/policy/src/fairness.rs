@@ -26,7 +26,7 @@ const RESERVE_RATE: f64 = 4.0;
 /// and at most.
 const RESERVE_MAX: f64 = 0.5;
 /// Over how long what models ask for is counted, to find the level. Short, because a flood comes suddenly.
-const ASKED_OVER: Duration = Duration::from_secs(2);
+const ASKED_OVER: Duration = Duration::from_secs(1);
 /// How long a level holds before it is worked out again.
 const LEVEL_HOLDS: Duration = Duration::from_millis(100);
 /// Those who ask for less than this share of the level are left room. The others take part in the overload.

@@ -6,8 +6,6 @@
 //! step may preempt another only if its own latest start comes first, which keeps the order of deadlines
 //! among running steps too. Best effort takes what is left; see `easy.rs`.
 
-use std::time::Duration;
-
 use quadrant_types::{CoreSet, ModelId, SchedulingClass, Time};
 
 use super::Walk;
@@ -22,7 +20,6 @@ use crate::{Action, LaneShape};
 pub(super) const PASSED_OVER_MAX: usize = 16;
 /// More cores must make a step this much faster, in its predicted time, to be worth taking for speed alone.
 pub(super) const WIDE_GAIN: f64 = 1.15;
-
 /// A step waits for another rather than preempt it if that takes less than this share of its own time.
 const WAITS_DIVISOR: u32 = 2;
 
