@@ -30,8 +30,8 @@ pub(crate) enum Connection {
 pub(crate) enum Outcome {
     /// An answer of so many bytes.
     Answered(u64),
-    /// A status that is no success, with the server's reason if it gave one, so long after the request was begun
-    /// to be sent.
+    /// A status that is no success, with the server's reason if it gave one, so long after the request was
+    /// begun to be sent.
     Refused(String, Duration),
     /// What came instead: why the connection broke.
     Failed(String),

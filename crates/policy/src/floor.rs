@@ -56,8 +56,8 @@ impl Floor {
         }
     }
 
-    /// A best-effort step ended for which this was charged and which really had this: whatever else ran on its
-    /// core was not its doing.
+    /// A best-effort step ended for which this was charged and which really had this: whatever else ran on
+    /// its core was not its doing.
     pub(crate) fn correct(&mut self, charged: Duration, had: Duration) {
         let back = nanos(charged.saturating_sub(had));
         self.credit = (self.credit + back).min(CREDIT_MAX_NANOS);

@@ -15,8 +15,8 @@ use crate::{Discipline, ModelTerms, Requests};
 /// many shapes are mixed.
 pub(crate) const BATCH_SCAN_MAX: usize = 256;
 
-/// Requests with a deadline share a step only if it takes at most this share of their steps one after the other.
-/// Otherwise the first would end later and nobody sooner, and another core could not take the second.
+/// Requests with a deadline share a step only if it takes at most this share of their steps one after the
+/// other. Otherwise the first would end later and nobody sooner, and another core could not take the second.
 const JOINED_MAX: f64 = 0.95;
 
 /// The one order of requests within a model, and of those with a deadline across models: by the latest

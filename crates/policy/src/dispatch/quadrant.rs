@@ -140,9 +140,9 @@ impl Policy {
         may.then_some((lane, batch))
     }
 
-    /// A long step that preempts another cannot be preempted itself. So it does not if it could wait for the other
-    /// in time and not for long. One that is so long that it could make a short one
-    /// late leaves a core open to short ones, if there are several, and makes nobody late whom it preempts.
+    /// A long step that preempts another cannot be preempted itself. So it does not if it could wait for the
+    /// other in time and not for long. One that is so long that it could make a short one late leaves a core
+    /// open to short ones, if there are several, and makes nobody late whom it preempts.
     fn may_preempt(&self, now: Time, lane: LaneShape, batch: &Candidate) -> bool {
         let on_lane = self.running.iter().filter(|step| overlap(step.lane.cores, lane.cores) && !step.easy);
         let left = on_lane.map(|step| step.remaining(step.progress)).max();
