@@ -24,7 +24,7 @@ use serde::Serialize;
 
 use crate::measure::{build, median as median_of, repeat};
 use crate::run::{say, target};
-use curve::{Point, area, bootstrap, knee};
+use curve::{Point, area, bootstrap, knee, misses_first};
 use mix::Mix;
 use workload::Calibration;
 
@@ -184,6 +184,9 @@ fn summary(args: &ScheduleArgs, curves: &Curves, voids: usize) {
                 "  {other} {absolute:.3}; ratio {ratio:.2} (95 % of resamples {low:.2} to {high:.2})"
             ));
         }
+    }
+    for policy in policies.iter().filter(|policy| curves[*policy].iter().any(|run| misses_first(run))) {
+        say(&format!("{policy} misses 99 % at the first load already; begin `--loads` lower"));
     }
     say(&format!("{} repetitions of {} s, {voids} void", args.repetitions, args.seconds));
 }

@@ -11,6 +11,9 @@ use crate::report::{LatencyMs, ModelReport, Snapshot};
 /// The longest time that is told apart: ten minutes, in nanoseconds.
 const LONGEST_NS: u64 = 600_000_000_000;
 
+/// Quadrant's reasons for ending a request that it had accepted.
+const GIVEN_UP: [&str; 2] = ["shed", "expired"];
+
 /// One model's requests.
 #[derive(Debug)]
 pub(crate) struct ModelRecord {
@@ -68,7 +71,10 @@ impl Record {
                 add(&mut self.recent, latency);
             }
             Outcome::Refused(status, after) => {
-                add(&mut model.refusal, after);
+                // What was accepted and given up later was no refusal.
+                if !GIVEN_UP.iter().any(|reason| status.ends_with(reason)) {
+                    add(&mut model.refusal, after);
+                }
                 *model.failures.entry(status).or_default() += 1;
             }
             Outcome::Failed(reason) => *model.failures.entry(reason).or_default() += 1,

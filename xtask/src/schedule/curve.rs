@@ -50,19 +50,25 @@ impl fmt::Display for Point {
     }
 }
 
-/// The highest load that is served, between two loads by linear interpolation. Below the first load it is
-/// taken to be served, beyond the last nothing is.
+/// The highest load that is served, between two loads by linear interpolation. If not even the first is, it
+/// counts all the same, so that a ratio to it is rather too small: see [`misses_first`]. Beyond the last load
+/// nothing is served.
 pub(super) fn knee(points: &[Point]) -> f64 {
     let mut before: Option<&Point> = None;
     for point in points {
         if point.worst < SERVED {
-            let (load, worst) = before.map_or((0.0, 1.0), |before| (before.load, before.worst));
+            let Some(Point { load, worst, .. }) = before else { return point.load };
             let share = (worst - SERVED) / (worst - point.worst).max(1e-12);
             return load + share * (point.load - load);
         }
         before = Some(point);
     }
     before.map_or(0.0, |last| last.load)
+}
+
+/// Whether not even the first load is served, so that the knee is at most there.
+pub(super) fn misses_first(points: &[Point]) -> bool {
+    points.first().is_some_and(|point| point.worst < SERVED)
 }
 
 /// The area under the curve, by trapezoids.
@@ -106,7 +112,8 @@ mod tests {
     #[test]
     fn the_knee_lies_between_loads() {
         assert!((knee(&points(&[(0.4, 1.0), (0.6, 0.98)])) - 0.5).abs() < 1e-9);
-        assert!((knee(&points(&[(0.4, 0.98)])) - 0.2).abs() < 1e-9);
+        assert!((knee(&points(&[(0.4, 0.98)])) - 0.4).abs() < 1e-9);
+        assert!(misses_first(&points(&[(0.4, 0.98)])) && !misses_first(&points(&[(0.4, 0.99)])));
         assert!((knee(&points(&[(0.4, 1.0), (0.6, 0.995)])) - 0.6).abs() < 1e-9);
         // What comes back after a miss does not count.
         assert!(knee(&points(&[(0.4, 1.0), (0.6, 0.5), (0.8, 1.0)])) < 0.5);
