@@ -148,6 +148,12 @@ pub(crate) fn spread(values: &[f64], unit: &str) -> String {
     format!("{median:.2}{unit} ({least:.2} to {most:.2})")
 }
 
+/// The median of values in any order.
+pub(crate) fn median_of(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    median(&values)
+}
+
 /// The median of sorted values.
 pub(crate) fn median(sorted: &[f64]) -> f64 {
     let middle = sorted.len() / 2;

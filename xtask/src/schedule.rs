@@ -22,7 +22,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use crate::measure::{build, median as median_of, repeat};
+use crate::measure::{build, median_of, repeat};
 use crate::run::{say, target};
 use curve::{Point, area, bootstrap, knee, misses_first};
 use mix::Mix;
@@ -148,11 +148,6 @@ fn tune_delay(args: &ScheduleArgs, mix: &Mix, calibration: &Calibration, policy:
 }
 
 fn summary(args: &ScheduleArgs, curves: &Curves, voids: usize) {
-    let median = |values: Vec<f64>| {
-        let mut sorted = values;
-        sorted.sort_by(f64::total_cmp);
-        median_of(&sorted)
-    };
     let policies = &args.policies;
     let header: Vec<String> = policies.iter().map(|policy| format!("{policy:>24}")).collect();
     say(&format!(
@@ -162,7 +157,7 @@ fn summary(args: &ScheduleArgs, curves: &Curves, voids: usize) {
     for (index, load) in args.loads.iter().enumerate() {
         let cell = |policy: &String| {
             let of = |value: fn(&Point) -> f64| {
-                median(curves[policy].iter().map(|run| value(&run[index])).collect())
+                median_of(curves[policy].iter().map(|run| value(&run[index])).collect())
             };
             format!("{:>12.4} {:>9.1}/s", of(|point| point.worst), of(|point| point.goodput))
         };
@@ -173,13 +168,13 @@ fn summary(args: &ScheduleArgs, curves: &Curves, voids: usize) {
     {
         let of = |policy: &String| curves[policy].iter().map(|run| figure(run)).collect::<Vec<f64>>();
         let ours = of(&policies[0]);
-        say(&format!("{what}: {} {:.3}", policies[0], median(ours.clone())));
+        say(&format!("{what}: {} {:.3}", policies[0], median_of(ours.clone())));
         for other in &policies[1..] {
             let theirs = of(other);
             let ratios: Vec<f64> =
                 ours.iter().zip(&theirs).map(|(one, other)| one / other.max(1e-9)).collect();
             let (low, high) = bootstrap(&ratios, args.seed);
-            let (ratio, absolute) = (median(ratios), median(theirs));
+            let (ratio, absolute) = (median_of(ratios), median_of(theirs));
             say(&format!(
                 "  {other} {absolute:.3}; ratio {ratio:.2} (95 % of resamples {low:.2} to {high:.2})"
             ));

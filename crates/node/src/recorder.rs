@@ -59,7 +59,7 @@ impl StepRecord {
     }
 
     fn shares_cores_with(&self, other: &Self) -> bool {
-        other.cores.without(self.cores) != other.cores
+        self.cores.overlaps(other.cores)
     }
 
     /// Whether the other could have preempted it.

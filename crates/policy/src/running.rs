@@ -99,7 +99,7 @@ impl Policy {
         let mut easy_cores = 0;
         let mut easy = false;
         for step in &mut self.running {
-            step.preempted = step.lane.class == SchedulingClass::Idle && overlap(step.lane.cores, urgent);
+            step.preempted = step.lane.class == SchedulingClass::Idle && step.lane.cores.overlaps(urgent);
             step.was_preempted |= step.preempted;
             easy |= step.easy;
             easy_cores += if step.easy && !step.preempted { step.lane.cores.len() } else { 0 };
@@ -148,7 +148,7 @@ impl Policy {
 
     /// What runs on other cores than these.
     pub(crate) fn neighbour_of(&self, cores: CoreSet) -> Option<ModelId> {
-        let beside = |step: &&crate::running::Running| !step.preempted && !overlap(step.lane.cores, cores);
+        let beside = |step: &&crate::running::Running| !step.preempted && !step.lane.cores.overlaps(cores);
         self.running.iter().find(beside).map(|step| step.model)
     }
 
@@ -166,8 +166,4 @@ impl Policy {
         let over = |step: &Running| step.patience.is_some_and(|patience| step.progress >= patience);
         self.running.iter().filter(|step| over(step)).map(|step| step.id).collect()
     }
-}
-
-pub(crate) fn overlap(one: CoreSet, other: CoreSet) -> bool {
-    one.without(other) != one
 }

@@ -215,7 +215,7 @@ impl Checker {
         let taken = match self.discipline {
             Discipline::Fifo => self.steps.values().any(|step| step.lane.id == lane.id),
             Discipline::Clockwork => !self.steps.is_empty(),
-            Discipline::Quadrant => overlap(self.busy_cores(Some(lane.class)), lane.cores),
+            Discipline::Quadrant => self.busy_cores(Some(lane.class)).overlaps(lane.cores),
         };
         hold("running steps of one class share no core", !taken, &id)?;
         let mut members = Vec::new();
@@ -265,7 +265,7 @@ impl Checker {
         self.paced_at = now;
         let urgent = self.busy_cores(Some(SchedulingClass::Urgent));
         for step in self.steps.values_mut() {
-            if step.lane.class == SchedulingClass::Urgent || !overlap(step.lane.cores, urgent) {
+            if step.lane.class == SchedulingClass::Urgent || !step.lane.cores.overlaps(urgent) {
                 step.progress += passed;
             }
         }
@@ -287,10 +287,6 @@ impl Checker {
         let widths = || self.lanes.iter().map(|lane| lane.cores.len());
         widths().filter(|lane| *lane <= width).max().or(widths().min())
     }
-}
-
-fn overlap(one: CoreSet, other: CoreSet) -> bool {
-    one.without(other) != one
 }
 
 fn check_batch(now: Time, step: &Step, terms: &ModelTerms, members: &[Known]) -> Result<(), Broken> {

@@ -87,7 +87,7 @@ impl Device {
         };
         let collides = |active: &Active| match self.own_lanes {
             true => active.lane.id == lane.id,
-            false => active.lane.class == lane.class && overlap(active.lane.cores, lane.cores),
+            false => active.lane.class == lane.class && active.lane.cores.overlaps(lane.cores),
         };
         if self.running.iter().any(collides) {
             return Err("running steps of one class share no core");
@@ -169,7 +169,7 @@ impl Device {
         let truth = &self.truths[active.model];
         let (mut sharing, mut longer) = (0_u32, 0.0);
         for other in others() {
-            let shares = overlap(other.lane.cores, active.lane.cores);
+            let shares = other.lane.cores.overlaps(active.lane.cores);
             match (shares, active.lane.class, other.lane.class) {
                 (true, SchedulingClass::Idle, SchedulingClass::Urgent) => return 0.0,
                 (true, SchedulingClass::Urgent, SchedulingClass::Idle) => {}
@@ -186,7 +186,7 @@ impl Device {
     fn is_preempted(&self, active: &Active) -> bool {
         let urgent = |other: &Active| other.lane.class == SchedulingClass::Urgent;
         active.lane.class == SchedulingClass::Idle
-            && self.running.iter().any(|other| urgent(other) && overlap(other.lane.cores, active.lane.cores))
+            && self.running.iter().any(|other| urgent(other) && other.lane.cores.overlaps(active.lane.cores))
     }
 
     fn draw(&mut self) -> f64 {
@@ -198,10 +198,6 @@ impl Device {
         let (first, second) = (1.0 - self.random.f64(), self.random.f64());
         (-2.0 * first.ln()).sqrt() * (std::f64::consts::TAU * second).cos()
     }
-}
-
-fn overlap(one: CoreSet, other: CoreSet) -> bool {
-    one.without(other) != one
 }
 
 fn shape_of(sent: &Sent) -> u32 {

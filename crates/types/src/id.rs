@@ -83,6 +83,11 @@ impl CoreSet {
         Self(self.0 & !other.0)
     }
 
+    /// Whether a core is in both.
+    pub const fn overlaps(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
     /// Whether every core of `self` is in `other`.
     pub const fn is_subset(self, other: Self) -> bool {
         self.0 & !other.0 == 0
@@ -110,6 +115,7 @@ mod tests {
         let one = CoreSet::from_cores([1, 64]);
         assert_eq!((both.len(), one.len(), both.to_string().as_str()), (2, 1, "0,1"));
         assert!(one.is_subset(both) && !both.is_subset(one) && CoreSet::EMPTY.is_subset(one));
+        assert!(both.overlaps(CoreSet::from_cores([1, 5])) && !both.overlaps(CoreSet::from_cores([2])));
         assert_eq!(both.without(one), CoreSet::from_cores([0]));
         assert_eq!(one.union(CoreSet::from_cores([0])), both);
     }

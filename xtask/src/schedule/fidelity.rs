@@ -17,7 +17,7 @@ use super::mix::Mix;
 use super::steps::{Errors, Step, errors};
 use super::workload::{Calibration, WARMUP_S, calibrate, run, write_trace};
 use crate::measure::server::Server;
-use crate::measure::{bench, build, median, program, spread};
+use crate::measure::{bench, build, median_of, program, spread};
 use crate::run::{say, target};
 
 /// What to compare.
@@ -137,16 +137,15 @@ fn overheads(mix: &Mix, server: &Server) -> Result<Vec<(&'static str, f64)>> {
             ["--model", member.request, "--concurrency", "1", "--warmup", "0.5", "--duration", "1.5"];
         let latency_ms = bench(&server.http, &options)?.total.latency_ms.p50;
         let steps: Vec<Step> = serde_json::from_str(&server.page("/steps")?)?;
-        let mut times: Vec<f64> = steps
+        let times: Vec<f64> = steps
             .iter()
             .rev()
             .filter(|step| step.model == member.name)
             .take(100)
             .map(|step| step.ended_ms - step.began_ms)
             .collect();
-        times.sort_by(f64::total_cmp);
         ensure!(!times.is_empty(), "no steps of `{}`", member.name);
-        Ok((member.name, (latency_ms - median(&times)).max(0.0)))
+        Ok((member.name, (latency_ms - median_of(times)).max(0.0)))
     };
     mix.members().map(of).collect()
 }
@@ -193,14 +192,10 @@ fn both(point: &Point, played: &Cell) -> Result<Vec<(String, Both)>> {
 
 fn tell(share: f64, load: f64, pairs: &[Vec<(String, Both)>], of_steps: &[Errors]) {
     say(&format!("at {share} of the knee, a load of {load:.3}; live, simulated, how far off, medians:"));
-    let middle = |values: Vec<f64>| {
-        let mut sorted = values;
-        sorted.sort_by(f64::total_cmp);
-        median(&sorted)
-    };
     for (index, (name, _)) in pairs[0].iter().enumerate() {
-        let of =
-            |pick: &dyn Fn(&Both) -> f64| middle(pairs.iter().map(|models| pick(&models[index].1)).collect());
+        let of = |pick: &dyn Fn(&Both) -> f64| {
+            median_of(pairs.iter().map(|models| pick(&models[index].1)).collect())
+        };
         let ratio = |(live, simulated): (f64, f64)| simulated / live.max(1e-9) - 1.0;
         say(&format!(
             "  {name}: attainment {:.4} {:.4} ({:+.1} points), p50 {:.2} {:.2} ms ({:+.0} %), p99 {:.1} {:.1} ms \

@@ -12,7 +12,7 @@ use super::curve::Point;
 use super::mix::Mix;
 use super::triton;
 use crate::measure::server::Server;
-use crate::measure::{bench, bench_any, median};
+use crate::measure::{bench, bench_any, median_of};
 use crate::run::target;
 
 /// Cores of the device.
@@ -62,9 +62,7 @@ pub(super) fn calibrate(mix: &Mix) -> Result<Calibration> {
                 bench(&server.http, &[&common[..], &["--concurrency", "8", "--duration", "2"]].concat())?;
             core.push(1e3 * CORES / many.total.answered_per_second);
         }
-        solo.sort_by(f64::total_cmp);
-        core.sort_by(f64::total_cmp);
-        let (solo_ms, core_ms) = (median(&solo), median(&core));
+        let (solo_ms, core_ms) = (median_of(solo), median_of(core));
         Ok(Calibrated { name: member.name, solo_ms, objective_ms: 4.0 * solo_ms + 20.0, core_ms })
     };
     Ok(Calibration { models: mix.members().map(model).collect::<Result<_>>()? })

@@ -10,7 +10,6 @@ use super::slots::Slots;
 use crate::cost::{Beside, Kind};
 use crate::policy::Policy;
 use crate::queue::{BATCH_SCAN_MAX, Candidate, OrderKey};
-use crate::running::overlap;
 use crate::{Action, LaneShape};
 
 /// Requests that could share a batch; one that runs alone is a group by itself.
@@ -27,7 +26,7 @@ impl Policy {
             let class = if step.easy { &mut easy } else { &mut other };
             *class = class.union(step.lane.cores);
         }
-        let rank = |lane: &LaneShape| (!overlap(lane.cores, easy), overlap(lane.cores, other));
+        let rank = |lane: &LaneShape| (!lane.cores.overlaps(easy), lane.cores.overlaps(other));
         if let Some(lane) = self.fitting(1, SchedulingClass::Urgent).min_by_key(rank) {
             self.floor.give(lane.cores);
         }
@@ -87,7 +86,7 @@ impl Policy {
         let width = queue.terms.widths[0];
         let turn_is_open = self.turn_is_open(slots);
         let usable = |lane: &LaneShape| {
-            let is_turn = || turn_is_open && overlap(lane.cores, self.floor.turn());
+            let is_turn = || turn_is_open && lane.cores.overlaps(self.floor.turn());
             lane.cores.is_subset(slots.free) || (lane.cores.is_subset(slots.open) && is_turn())
         };
         let lane = self.fitting(width, SchedulingClass::Urgent).find(usable)?;
@@ -117,6 +116,6 @@ impl Policy {
     }
 
     fn has_easy(&self, cores: CoreSet) -> bool {
-        self.running.iter().any(|step| step.easy && overlap(step.lane.cores, cores))
+        self.running.iter().any(|step| step.easy && step.lane.cores.overlaps(cores))
     }
 }

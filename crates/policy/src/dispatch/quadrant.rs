@@ -13,7 +13,7 @@ use super::slots::Slots;
 use crate::cost::Beside;
 use crate::policy::Policy;
 use crate::queue::{Candidate, OrderKey};
-use crate::running::{Running, overlap};
+use crate::running::Running;
 use crate::{Action, LaneShape};
 
 /// Models that are looked at in vain before the others are left for the next event.
@@ -79,7 +79,7 @@ impl Policy {
         }
         let stuck = self.stuck_cores();
         let lanes = self.fitting(terms.widths[0], SchedulingClass::Urgent).map(|lane| lane.cores);
-        lanes.into_iter().find(|cores| !overlap(*cores, stuck)).unwrap_or_default()
+        lanes.into_iter().find(|cores| !cores.overlaps(stuck)).unwrap_or_default()
     }
 
     /// The lane for the batch from this request on, if there is one for it now.
@@ -144,7 +144,7 @@ impl Policy {
     /// other in time and not for long. One that is so long that it could make a short one late leaves a core
     /// open to short ones, if there are several, and makes nobody late whom it preempts.
     fn may_preempt(&self, now: Time, lane: LaneShape, batch: &Candidate) -> bool {
-        let on_lane = self.running.iter().filter(|step| overlap(step.lane.cores, lane.cores) && !step.easy);
+        let on_lane = self.running.iter().filter(|step| step.lane.cores.overlaps(lane.cores) && !step.easy);
         let left = on_lane.map(|step| step.remaining(step.progress)).max();
         let late_otherwise = left.is_none_or(|left| now + left > batch.start_by());
         if !self.load.blocks(batch.predicted) {

@@ -4,7 +4,6 @@
 use quadrant_types::{CoreSet, SchedulingClass, Time};
 
 use crate::policy::Policy;
-use crate::running::overlap;
 use crate::{LaneShape, ModelTerms};
 
 /// The state of the cores, for one decision.
@@ -43,7 +42,7 @@ impl Policy {
     /// the rest of it; [`Time::MAX`] if there is none but best effort.
     pub(super) fn pressing(&self, cores: CoreSet) -> Time {
         let idle = self.running.iter().filter(|step| step.lane.class == SchedulingClass::Idle && !step.easy);
-        let of_these = idle.filter(|step| overlap(step.lane.cores, cores));
+        let of_these = idle.filter(|step| step.lane.cores.overlaps(cores));
         of_these.map(|step| step.deadline - step.remaining(step.progress)).min().unwrap_or(Time::MAX)
     }
 

@@ -3,7 +3,7 @@
 use quadrant_policy::Discipline;
 use quadrant_types::{SchedulingClass, Time};
 
-use super::{Broken, Checker, Known, Place, first, hold, hold_or, overlap, ripe_at};
+use super::{Broken, Checker, Known, Place, first, hold, hold_or, ripe_at};
 
 impl Checker {
     pub(super) fn settled(&mut self, now: Time, next_deadline: Option<Time>) -> Result<(), Broken> {
@@ -37,7 +37,7 @@ impl Checker {
         hold("the next deadline is not after an expiry", next <= expiry, &expiry)?;
         let urgent = self.busy_cores(Some(SchedulingClass::Urgent));
         let running = self.steps.iter().filter(|(id, step)| {
-            let preempted = step.lane.class == SchedulingClass::Idle && overlap(step.lane.cores, urgent);
+            let preempted = step.lane.class == SchedulingClass::Idle && step.lane.cores.overlaps(urgent);
             !self.stalled.contains(id) && !preempted
         });
         let stall = running.map(|(_, step)| now + step.patience.saturating_sub(step.progress));
@@ -66,7 +66,7 @@ impl Checker {
                     Discipline::Fifo => !self.steps.values().any(|step| step.lane.id == lane.id),
                     Discipline::Clockwork => self.steps.is_empty(),
                     // Cores may be kept for a step that needs several.
-                    Discipline::Quadrant => !overlap(lane.cores, busy) && !wide_only,
+                    Discipline::Quadrant => !lane.cores.overlaps(busy) && !wide_only,
                 };
                 idle && lane.class == SchedulingClass::Urgent && self.may_run_on(terms, **lane)
             };
