@@ -152,6 +152,8 @@ impl ModelQueue {
         let (mut oldest, mut start_by) = (head.arrived, head_key.start_by());
         // Whether others of its shape wait that did not fit: there is nothing more to wait for.
         let mut more = head.alone || batch.kind.rows >= self.terms.rows_max;
+        // So many rows do not join; neither do as many of those behind, with as much time or more.
+        let mut rows_refused = u32::MAX;
         let behind = if more { 0 } else { BATCH_SCAN_MAX };
         // Best effort is begun in the order of its tenants' turns, and filled up from the first of all.
         let from = if head_key.easy { OrderKey { rank: 0, id: RequestId(0), ..head_key } } else { head_key };
@@ -159,7 +161,7 @@ impl ModelQueue {
             if key.easy != head_key.easy || batch.kind.rows >= self.terms.rows_max {
                 break;
             }
-            if waiting.shape != head.shape || waiting.alone {
+            if waiting.shape != head.shape || waiting.alone || waiting.rows >= rows_refused {
                 continue;
             }
             let larger = kind(batch.kind.rows.saturating_add(waiting.rows));
@@ -173,6 +175,12 @@ impl ModelQueue {
             };
             if !fits || (!key.easy && !may()) {
                 more = true;
+                if waiting.deadline >= batch.deadline {
+                    rows_refused = waiting.rows;
+                }
+                if rows_refused <= 1 {
+                    break;
+                }
                 continue;
             }
             batch.keys.push(*key);
