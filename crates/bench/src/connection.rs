@@ -12,6 +12,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::clock::Clock;
 use crate::payload::Prepared;
+use crate::stamped::{LastWrite, Stamped};
 use crate::{BenchError, Plan, Protocol};
 
 /// Where Quadrant says why it refused.
@@ -21,7 +22,7 @@ const GRPC_MESSAGE_BYTES_MAX: usize = i32::MAX as usize;
 
 /// An open connection.
 pub(crate) enum Connection {
-    Http(SendRequest<Full<Bytes>>),
+    Http(SendRequest<Full<Bytes>>, LastWrite),
     Grpc(GrpcInferenceServiceClient<Channel>),
 }
 
@@ -30,15 +31,15 @@ pub(crate) enum Connection {
 pub(crate) enum Outcome {
     /// An answer of so many bytes.
     Answered(u64),
-    /// A status that is no success, with the server's reason if it gave one, so long after the request was
-    /// begun to be sent.
+    /// A status that is no success, with the server's reason if it gave one, so long after the last
+    /// byte of the request was sent.
     Refused(String, Duration),
     /// What came instead: why the connection broke.
     Failed(String),
 }
 
 impl Connection {
-    pub(crate) async fn open(plan: &Plan) -> Result<Self, BenchError> {
+    pub(crate) async fn open(plan: &Plan, clock: Clock) -> Result<Self, BenchError> {
         let fail = |error: &dyn std::fmt::Display| BenchError::Server {
             address: plan.address.clone(),
             said: format!("cannot be reached: {error}; is it running?"),
@@ -47,13 +48,14 @@ impl Connection {
             Protocol::Http => {
                 let stream = TcpStream::connect(&plan.address).await.map_err(|error| fail(&error))?;
                 stream.set_nodelay(true).map_err(|error| fail(&error))?;
+                let (stream, written) = Stamped::new(stream, clock);
                 let (sender, connection) =
                     handshake(TokioIo::new(stream)).await.map_err(|error| fail(&error))?;
                 tokio::spawn(async move {
                     // A broken connection shows as the failure of the request on it.
                     connection.await.unwrap_or_default();
                 });
-                Ok(Self::Http(sender))
+                Ok(Self::Http(sender, written))
             }
             Protocol::Grpc => {
                 let endpoint = Endpoint::from_shared(format!("http://{}", plan.address));
@@ -68,32 +70,36 @@ impl Connection {
     /// Whether another request can be sent.
     pub(crate) fn is_usable(&self) -> bool {
         match self {
-            Self::Http(sender) => !sender.is_closed(),
+            Self::Http(sender, _) => !sender.is_closed(),
             Self::Grpc(_) => true,
         }
     }
 
     pub(crate) async fn send(&mut self, request: &Prepared, clock: Clock) -> Outcome {
         match (self, request) {
-            (Self::Http(sender), request) => send_http(sender, request, clock).await,
+            (Self::Http(sender, written), request) => send_http(sender, request, clock, written).await,
             (Self::Grpc(client), Prepared::Grpc(request)) => send_grpc(client, (**request).clone()).await,
             (Self::Grpc(_), Prepared::Http(_)) => Outcome::Failed("wrong protocol".to_owned()),
         }
     }
 }
 
-async fn send_http(sender: &mut SendRequest<Full<Bytes>>, request: &Prepared, clock: Clock) -> Outcome {
+async fn send_http(
+    sender: &mut SendRequest<Full<Bytes>>,
+    request: &Prepared,
+    clock: Clock,
+    written: &LastWrite,
+) -> Outcome {
     let broken = |error: hyper::Error| Outcome::Failed(format!("connection: {error}"));
     let Some(request) = request.http() else { return Outcome::Failed("wrong protocol".to_owned()) };
     if let Err(error) = sender.ready().await {
         return broken(error);
     }
-    let began = clock.now();
     let response = match sender.send_request(request).await {
         Ok(response) => response,
         Err(error) => return broken(error),
     };
-    let head_after = clock.now().saturating_sub(began);
+    let head_after = clock.now().saturating_sub(written.get());
     let status = response.status();
     let reason = response.headers().get(REASON_HEADER).and_then(|reason| reason.to_str().ok());
     let said =

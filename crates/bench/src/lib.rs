@@ -16,6 +16,7 @@ mod report;
 mod run;
 mod schedule;
 mod spec;
+mod stamped;
 
 use std::io;
 

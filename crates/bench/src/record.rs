@@ -21,7 +21,7 @@ pub(crate) struct ModelRecord {
     objective: Option<Duration>,
     in_time: u64,
     withheld: u64,
-    /// From sending a request to the status of a refusal.
+    /// From the last byte of a request to the status of its refusal.
     refusal: Histogram<u64>,
     failures: BTreeMap<String, u64>,
     bytes_sent: u64,

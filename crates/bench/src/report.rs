@@ -54,7 +54,7 @@ pub struct ModelReport {
     pub attainment: f64,
     /// Requests not sent because too many were on their way.
     pub withheld: u64,
-    /// From sending a request to the status of its refusal, for those with a status of their own.
+    /// From the last byte of a request to the status of its refusal, for those with a status of their own.
     pub refusal_ms: LatencyMs,
     /// Answers per second.
     pub answered_per_second: f64,

@@ -101,7 +101,7 @@ async fn run_on(mut plan: Plan, mut progress: impl FnMut(Snapshot)) -> Result<Re
 
 /// One request of each model, so that a mistake shows before the load.
 async fn try_each(plan: &Plan, requests: &[Prepared], clock: Clock) -> Result<(), BenchError> {
-    let mut connection = Connection::open(plan).await?;
+    let mut connection = Connection::open(plan, clock).await?;
     for (model, request) in plan.mix.iter().zip(requests) {
         if let Outcome::Failed(reason) | Outcome::Refused(reason, _) = connection.send(request, clock).await {
             let said = format!("answered a first request for `{}` with `{reason}`", model.name);
@@ -122,7 +122,7 @@ async fn send_all(shared: &Arc<Shared>) -> Result<(), BenchError> {
 async fn closed_loop(shared: &Arc<Shared>, concurrency: usize) -> Result<(), BenchError> {
     let mut tasks = Vec::new();
     for index in 0..concurrency {
-        let mut connection = Connection::open(&shared.plan).await?;
+        let mut connection = Connection::open(&shared.plan, shared.clock).await?;
         let shared = Arc::clone(shared);
         let mut random = fastrand::Rng::with_seed(shared.plan.seed.wrapping_add(index as u64));
         tasks.push(tokio::spawn(async move {
@@ -131,7 +131,7 @@ async fn closed_loop(shared: &Arc<Shared>, concurrency: usize) -> Result<(), Ben
                 let began = shared.clock.now();
                 shared.one(&mut connection, model, began).await;
                 if !connection.is_usable() {
-                    match Connection::open(&shared.plan).await {
+                    match Connection::open(&shared.plan, shared.clock).await {
                         Ok(fresh) => connection = fresh,
                         Err(_) => return,
                     }
@@ -187,7 +187,7 @@ async fn open_loop(shared: &Arc<Shared>, schedule: Schedule) -> Result<(), Bench
             let connection = lock(&shared.idle).pop().filter(Connection::is_usable);
             let connection = match connection {
                 Some(connection) => Ok(connection),
-                None => Connection::open(&shared.plan).await,
+                None => Connection::open(&shared.plan, shared.clock).await,
             };
             if let Ok(mut connection) = connection {
                 shared.one(&mut connection, model, at).await;

@@ -5,8 +5,11 @@
 //! combining", Hendler et al., SPAA 2010). A request then crosses threads twice, to its lane and back,
 //! instead of four times, and under load one thread works off what all brought. The order of the inbox is
 //! the order of the events, so decisions stay reproducible.
+//!
+//! A lane that another lane's step can preempt only puts its report there, and the ticker's thread works it
+//! off: it would start that step itself, and be preempted while it holds the scheduler.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::Duration;
@@ -37,6 +40,8 @@ pub(crate) struct Driver {
     inbox: Mutex<VecDeque<Message>>,
     core: Mutex<Core>,
     ticker: Ticker,
+    /// Lanes whose threads do not work the inbox off.
+    preemptible: BTreeSet<LaneId>,
     telemetry: Arc<Telemetry>,
     next_request: AtomicU64,
     draining: AtomicBool,
@@ -64,7 +69,13 @@ struct Begun {
 }
 
 impl Driver {
-    pub(crate) fn new(clock: Arc<dyn Clock>, policy: Policy, telemetry: Arc<Telemetry>) -> Arc<Self> {
+    /// `preemptible` are the lanes on whose cores another lane's step can preempt theirs.
+    pub(crate) fn new(
+        clock: Arc<dyn Clock>,
+        policy: Policy,
+        preemptible: BTreeSet<LaneId>,
+        telemetry: Arc<Telemetry>,
+    ) -> Arc<Self> {
         let core = Core {
             policy,
             lanes: BTreeMap::new(),
@@ -75,6 +86,7 @@ impl Driver {
         };
         Arc::new(Self {
             ticker: Ticker::new(),
+            preemptible,
             clock,
             inbox: Mutex::new(VecDeque::new()),
             core: Mutex::new(core),
@@ -264,12 +276,15 @@ impl Driver {
         }
         let (model, outputs) = common.expect("a step has at least one request");
         let work = LaneWork { step: step.id, model: step.model, parts, outputs };
-        let refused = core.lanes[&step.lane].run(work).err();
-        if let Some(refused) = refused {
-            // Never seen: a lane is given one step at a time and installs leave room. If it happens, the
+        let refusal = match core.lanes.get(&step.lane) {
+            Some(lane) => lane.run(work).err().map(|refused| refused.reason),
+            None => Some(Refusal::Stopped),
+        };
+        if let Some(refusal) = refusal {
+            // Seen only while the node ends: a lane is given one step at a time and installs leave room. The
             // step fails like any other.
             let now = self.clock.now();
-            let error = EngineError::Panicked(refused.reason.to_string());
+            let error = EngineError::Panicked(refusal.to_string());
             let (gathered, computed, scattered) = (now, now, now);
             let report = LaneReport {
                 step: step.id,
@@ -346,6 +361,8 @@ impl Driver {
                 tracing::warn!(lane = id.0, "the lane did not end in time and is left behind");
             }
         }
+        // The last reports of lanes that left that to the ticker.
+        self.work_off();
     }
 
     /// Ticks whenever the scheduler asked to be woken; returns when the driver is stopped.
@@ -358,7 +375,9 @@ impl Driver {
 
 impl LaneSink for Driver {
     fn report(&self, report: LaneReport) {
-        self.post(Message::Report(report));
+        let must_not_decide = self.preemptible.contains(&report.lane);
+        lock(&self.inbox).push_back(Message::Report(report));
+        if must_not_decide { self.ticker.rouse() } else { self.work_off() }
     }
 }
 

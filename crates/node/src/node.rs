@@ -1,5 +1,6 @@
 //! Starts a node, and ends it.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -76,7 +77,12 @@ impl Node {
         let lanes = lane_specs(config.cores, config.discipline, found.len());
         let shape = |lane: &LaneSpec| LaneShape { id: lane.id, cores: lane.cores, class: lane.class };
         let policy = Policy::new(lanes.iter().map(shape).collect(), config.limits, config.discipline);
-        let driver = Driver::new(Arc::clone(&clock), policy, Arc::clone(&telemetry));
+        let driver = Driver::new(
+            Arc::clone(&clock),
+            policy,
+            preemptible(&lanes, config.discipline),
+            Arc::clone(&telemetry),
+        );
         let start = |spec: &LaneSpec| {
             let sink = Arc::clone(&driver) as Arc<dyn LaneSink>;
             Lane::start(*spec, Arc::clone(&clock), sink, LANE_CAPACITY)
@@ -155,6 +161,13 @@ fn lane_specs(cores: CoreSet, discipline: Discipline, models: usize) -> Vec<Lane
         Discipline::Clockwork => vec![wide],
     };
     (0..).zip(lanes).map(|(id, lane)| LaneSpec { id: LaneId(id), ..lane }).collect()
+}
+
+/// The lanes whose steps another lane's step can preempt: those of the idle class, and all where they share
+/// the cores.
+fn preemptible(lanes: &[LaneSpec], discipline: Discipline) -> BTreeSet<LaneId> {
+    let can_be = |lane: &&LaneSpec| lane.class == SchedulingClass::Idle || discipline == Discipline::Fifo;
+    lanes.iter().filter(can_be).map(|lane| lane.id).collect()
 }
 
 /// An urgent lane for each core.

@@ -1,4 +1,8 @@
-//! Wakes the scheduler when it asked to be woken: one thread, one condition variable.
+//! Wakes the scheduler when it asked to be woken, or when a lane that must not work its inbox off has put
+//! something there: one thread, one condition variable.
+//!
+//! Whoever wakes the thread lets go of the lock first: a lane of the idle class is preempted by the very
+//! thread that it wakes.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,12 +24,13 @@ struct State {
     due: Option<Time>,
     /// What the sleeping thread will wake at by itself.
     sleeping_until: Time,
+    roused: bool,
     stopped: bool,
 }
 
 impl Ticker {
     pub(crate) fn new() -> Self {
-        let state = State { due: None, sleeping_until: Time::ZERO, stopped: false };
+        let state = State { due: None, sleeping_until: Time::ZERO, roused: false, stopped: false };
         Self { state: Mutex::new(state), earlier: Condvar::new() }
     }
 
@@ -36,8 +41,15 @@ impl Ticker {
         state.due = due;
         if due.is_some_and(|due| due < state.sleeping_until) {
             state.sleeping_until = Time::ZERO;
+            drop(state);
             self.earlier.notify_one();
         }
+    }
+
+    /// Wakes the thread now.
+    pub(crate) fn rouse(&self) {
+        self.lock().roused = true;
+        self.earlier.notify_one();
     }
 
     pub(crate) fn stop(&self) {
@@ -45,12 +57,15 @@ impl Ticker {
         self.earlier.notify_one();
     }
 
-    /// Sleeps until something is due; false once stopped.
+    /// Sleeps until something is due or it is roused; false once stopped.
     pub(crate) fn wait(&self, clock: &dyn Clock) -> bool {
         let mut state = self.lock();
         loop {
             if state.stopped {
                 return false;
+            }
+            if std::mem::take(&mut state.roused) {
+                return true;
             }
             let now = clock.now();
             let due = state.due.unwrap_or(now + IDLE);

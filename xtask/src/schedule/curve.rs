@@ -20,7 +20,7 @@ pub(super) struct Point {
     pub(super) goodput: f64,
     /// Of the requests that were not refused, the share answered in time.
     pub(super) kept: f64,
-    /// From sending a request to its refusal, 99th percentile in milliseconds.
+    /// From the last byte of a request to its refusal, 99th percentile in milliseconds.
     pub(super) refusal_p99_ms: f64,
     /// Each model's attainment,
     pub(super) attainment: BTreeMap<String, f64>,
