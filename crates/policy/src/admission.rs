@@ -38,7 +38,7 @@ impl Policy {
         actions: &mut Vec<Action>,
     ) -> Result<Plan, Error> {
         self.within_bounds(request)?;
-        let plan = self.plan(request);
+        let plan = self.plan(now, request);
         if plan.expires <= now {
             return Err(expired());
         }
@@ -48,12 +48,17 @@ impl Policy {
         let had = self.models[&request.model].account.had(now);
         let found = self.find_room(now, request, &plan, actions);
         let queue = self.models.get_mut(&request.model).expect("within bounds, so it is known");
-        queue.account.note(now, plan.work, found.is_ok());
+        // What no room would help is nothing that others would have to leave room for.
+        let has_a_chance = plan.key.start_by() >= now;
+        if has_a_chance {
+            queue.account.note(now, plan.work, found.is_ok());
+        }
         let Err(refusal) = found else { return Ok(plan) };
-        if plan.key.start_by() < now && queue.doubt.is_due(now) {
+        if has_a_chance {
+            self.fairness.note_refusal(now, had);
+        } else if queue.doubt.is_due(now) {
             return Ok(self.best_effort_plan(request));
         }
-        self.fairness.note_refusal(now, had);
         match self.models[&request.model].terms.unmet {
             Unmet::Refuse => Err(refusal),
             Unmet::Demote => Ok(self.best_effort_plan(request)),
@@ -104,7 +109,7 @@ impl Policy {
     }
 
     /// Puts a request in its place. The discipline decides what its objective means.
-    pub(crate) fn plan(&self, request: &Request) -> Plan {
+    fn plan(&self, now: Time, request: &Request) -> Plan {
         let latest = request.arrived + self.limits.wait_max;
         let (deadline, expires) = match (request.objective, self.discipline) {
             (Objective::EndBy(time), Discipline::Fifo) => (Time::MAX, time.min(latest)),
@@ -132,7 +137,7 @@ impl Policy {
         let kind = |width| Kind { shape, rows, width, beside: Beside::Usual };
         let own = |width: &usize| queue.costs.predict(kind(*width), bytes_in);
         // The narrowest that is fast enough, or the widest.
-        let fits = |width: &&usize| request.arrived + queue.costs.high(own(width)) <= deadline;
+        let fits = |width: &&usize| now + queue.costs.high(own(width)) <= deadline;
         let width = *widths.iter().find(fits).unwrap_or(&widths[widths.len() - 1]);
         let own = own(&width);
         let start_by = deadline - queue.costs.high(own);
@@ -189,11 +194,18 @@ impl Policy {
         let less_important = self.ranked.iter().rev().take(VICTIMS_MAX);
         let less_important = less_important.take_while(|(priority, _)| *priority > request.priority);
         let candidates: SmallVec<[RequestId; 8]> = less_important.map(|(_, key)| key.id).collect();
+        let mut still_missing = first_missing;
         for id in candidates {
-            let booking = self.live.get_mut(&id).and_then(|live| live.booking.take());
-            self.demand.release(booking.expect("what is ranked is booked"));
+            self.unbook(id);
+            let now_missing = missing(self);
+            if now_missing >= still_missing {
+                // What is due so late is in nobody's way.
+                self.rebook(id);
+                continue;
+            }
+            still_missing = now_missing;
             victims.push(id);
-            if missing(self) <= 0 {
+            if still_missing <= 0 {
                 for victim in victims {
                     self.rebook(victim);
                     self.give_up(victim, shed("it made room for a more important one"), actions);
@@ -207,6 +219,11 @@ impl Policy {
         Err(unmeetable(&text).retry_after(wait))
     }
 
+    fn unbook(&mut self, id: RequestId) {
+        let booking = self.live.get_mut(&id).and_then(|live| live.booking.take());
+        self.demand.release(booking.expect("what is ranked is booked"));
+    }
+
     fn rebook(&mut self, id: RequestId) {
         let live = self.live.get_mut(&id).expect("only live requests are booked");
         live.booking = Some(self.demand.book(live.plan.due, live.plan.work));
@@ -216,17 +233,29 @@ impl Policy {
     /// nobody is chosen beforehand: those end whose turn comes too late.
     pub(crate) fn shed(&mut self, now: Time, actions: &mut Vec<Action>) {
         for _ in 0..SHED_MAX {
-            let (Some((most, _)), Some((least, key))) = (self.ranked.first(), self.ranked.last()) else {
+            let (Some((most, _)), Some((least, _))) = (self.ranked.first(), self.ranked.last()) else {
                 return;
             };
-            if most == least {
+            let most = *most;
+            if most == *least {
                 return;
             }
-            let id = key.id;
             let first = self.heads.first().map_or(now, |(key, _)| key.start_by());
-            if self.demand.least_room(now, self.ahead(first.since(now))) >= -LATE_MIN_NANOS {
+            let ahead = self.ahead(first.since(now));
+            let room = self.demand.least_room(now, ahead);
+            if room >= -LATE_MIN_NANOS {
                 return;
             }
+            let candidates = self.ranked.iter().rev().take(VICTIMS_MAX);
+            let candidates = candidates.take_while(|(priority, _)| *priority > most);
+            let candidates: SmallVec<[RequestId; 8]> = candidates.map(|(_, key)| key.id).collect();
+            let helps = |id: &RequestId| {
+                self.unbook(*id);
+                let helps = self.demand.least_room(now, ahead) > room;
+                self.rebook(*id);
+                helps
+            };
+            let Some(id) = candidates.into_iter().find(helps) else { return };
             self.give_up(id, shed("not all that was accepted could still be in time"), actions);
         }
     }

@@ -107,15 +107,24 @@ impl Costs {
         let up = if ratio > self.high { HIGH_QUANTILE } else { HIGH_QUANTILE - 1.0 };
         self.high = (self.high + HIGH_STEP * up).clamp(HIGH_RATIO.0, HIGH_RATIO.2);
         for kind in [kind, Kind { beside: Beside::Usual, ..kind }] {
-            let full = self.learnt.len() >= REMEMBERED_MAX;
-            match self.learnt.get_mut(&kind) {
-                Some(learnt) => learnt.update(actual),
-                None if !full => {
-                    // Where it was measured at load that counts as one step.
-                    let nanos = if self.is_measured(kind) { f64::midpoint(scaled, actual) } else { actual };
-                    self.learnt.insert(kind, Learnt { nanos, seen: 1 });
-                }
-                None => {}
+            if let Some(learnt) = self.learnt.get_mut(&kind) {
+                learnt.update(actual);
+                continue;
+            }
+            self.make_room();
+            // Where it was measured at load that counts as one step.
+            let nanos = if self.is_measured(kind) { f64::midpoint(scaled, actual) } else { actual };
+            self.learnt.insert(kind, Learnt { nanos, seen: 1 });
+        }
+    }
+
+    /// Forgets kinds that were hardly seen, or else everything: what comes now is worth more than what came
+    /// first.
+    fn make_room(&mut self) {
+        if self.learnt.len() >= REMEMBERED_MAX {
+            self.learnt.retain(|_, learnt| learnt.seen >= SETTLING);
+            if self.learnt.len() > REMEMBERED_MAX / 2 {
+                self.learnt.clear();
             }
         }
     }

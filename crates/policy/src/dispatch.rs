@@ -22,6 +22,9 @@ use crate::queue::{Candidate, OrderKey};
 use crate::running::Running;
 use crate::{Action, Discipline, LaneShape, Step};
 
+/// How much longer than others a step of the idle class may take until it counts as stalled.
+const IDLE_PATIENCE: u32 = 10;
+
 /// A batch is left waiting for more rows; those behind it are not.
 #[derive(Debug, Default)]
 struct Walk {
@@ -100,7 +103,11 @@ impl Policy {
             }
         }
         let beside = self.neighbour_of(lane.cores);
-        let patience = batch.predicted.saturating_mul(self.limits.stall_factor).max(self.limits.stall_floor);
+        let mut patience =
+            batch.predicted.saturating_mul(self.limits.stall_factor).max(self.limits.stall_floor);
+        if lane.class == SchedulingClass::Idle {
+            patience = patience.saturating_mul(IDLE_PATIENCE);
+        }
         let mut running = Running {
             id,
             model,

@@ -42,7 +42,8 @@ pub(crate) struct Running {
     /// What is booked for the rest of it, if more urgent steps can preempt it.
     pub(crate) booking: Option<Booking>,
     pub(crate) booked_at: Duration,
-    /// The progress at which it counts as stalled; `None` once it does.
+    /// The progress at which it counts as stalled; `None` once it does. More for one of the idle class, which
+    /// anything else on the machine can hold up.
     pub(crate) patience: Option<Duration>,
 }
 
@@ -101,8 +102,9 @@ impl Policy {
         for step in &mut self.running {
             step.preempted = step.lane.class == SchedulingClass::Idle && step.lane.cores.overlaps(urgent);
             step.was_preempted |= step.preempted;
-            easy |= step.easy;
-            easy_cores += if step.easy && !step.preempted { step.lane.cores.len() } else { 0 };
+            easy |= step.easy && !step.is_stuck();
+            easy_cores +=
+                if step.easy && !step.preempted && !step.is_stuck() { step.lane.cores.len() } else { 0 };
         }
         self.floor.note(easy || self.shares.len() > 0, easy_cores);
     }
@@ -128,8 +130,10 @@ impl Policy {
         of_class.fold(CoreSet::EMPTY, |cores, step| cores.union(step.lane.cores))
     }
 
+    /// Cores that a stuck step holds. One of the idle class does not: urgent steps preempt it.
     pub(crate) fn stuck_cores(&self) -> CoreSet {
-        let stuck = self.running.iter().filter(|step| step.is_stuck());
+        let urgent = |step: &&Running| step.lane.class == SchedulingClass::Urgent;
+        let stuck = self.running.iter().filter(|step| step.is_stuck()).filter(urgent);
         stuck.fold(CoreSet::EMPTY, |cores, step| cores.union(step.lane.cores))
     }
 

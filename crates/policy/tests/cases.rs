@@ -25,8 +25,12 @@ impl Bench {
             cores: CoreSet::from_cores(cores.iter().copied()),
             class: SchedulingClass::Urgent,
         });
+        Self::with(lanes.collect())
+    }
+
+    fn with(lanes: Vec<LaneShape>) -> Self {
         let limits = Limits { stall_factor: 10, stall_floor: 20 * MS, ..Limits::default() };
-        Self { policy: Policy::new(lanes.collect(), limits, Discipline::Quadrant), said: Vec::new() }
+        Self { policy: Policy::new(lanes, limits, Discipline::Quadrant), said: Vec::new() }
     }
 
     fn at(&mut self, now_ms: u32, event: Event) {
@@ -36,7 +40,11 @@ impl Bench {
 
     /// Steps of this model take a millisecond.
     fn up(&mut self, model: u32, width: usize, rows_max: u32, delay: Duration) {
-        let cost = |rows| Cost { rows, width, beside: false, time: MS };
+        self.up_taking(MS, model, width, rows_max, delay);
+    }
+
+    fn up_taking(&mut self, step: Duration, model: u32, width: usize, rows_max: u32, delay: Duration) {
+        let cost = |rows| Cost { rows, width, beside: false, time: step };
         let terms = ModelTerms {
             rows_max,
             widths: vec![width],
@@ -201,4 +209,88 @@ fn draining_does_not_wait_for_a_lane_that_is_stuck() {
     bench.said();
     bench.at(20, Event::Tick);
     assert_eq!(bench.said(), ["l0 stalled on s0", "r0 internal", "drained"]);
+}
+
+/// One row for model 0 with a priority, to be done at a time.
+fn due(id: u64, arrived_ms: u32, priority: u32, due_ms: u32) -> Request {
+    let objective = Objective::Target { by: at(due_ms), until: at(due_ms + 60_000) };
+    Request { priority: Priority(priority), objective, ..request(id, 0, arrived_ms) }
+}
+
+#[test]
+fn room_is_made_only_by_who_was_in_the_way() {
+    let mut bench = Bench::new(&[&[0]]);
+    bench.up(0, 1, 1, Duration::ZERO);
+    bench.at(0, Event::Arrived(due(0, 0, 1_000, 5_000)));
+    bench.at(0, Event::Arrived(due(1, 0, 2_000, 3)));
+    bench.at(0, Event::Arrived(due(2, 0, 2_000, 9_000)));
+    assert_eq!(bench.said(), ["s0 runs r0 on l0"]);
+    // The least important with the latest start is 2, but that it goes would make no room.
+    bench.at(0, Event::Arrived(due(3, 0, 1, 3)));
+    assert_eq!(bench.said(), ["r1 resource_exhausted"]);
+}
+
+#[test]
+fn nobody_is_given_up_for_whom_that_does_not_help() {
+    let mut bench = Bench::new(&[&[0]]);
+    bench.up(0, 1, 1, Duration::ZERO);
+    bench.at(0, Event::Arrived(due(0, 0, 1_000, 5_000)));
+    bench.at(0, Event::Arrived(due(1, 0, 1, 5)));
+    bench.at(0, Event::Arrived(due(2, 0, 2_000, 9_000)));
+    assert_eq!(bench.said(), ["s0 runs r0 on l0"]);
+    // The step takes much longer than predicted, and 1 is late whatever becomes of 2.
+    bench.at(12, Event::Tick);
+    assert_eq!(bench.said(), Vec::<String>::new());
+    bench.ended(13, 0, StepOutcome::Completed);
+    assert_eq!(bench.said(), ["r0 completed", "r1 deadline_exceeded", "s1 runs r2 on l0"]);
+}
+
+#[test]
+fn a_step_of_the_idle_class_may_starve_for_longer_and_holds_no_core() {
+    let lane = |id, class| LaneShape { id: LaneId(id), cores: CoreSet::from_cores([0]), class };
+    let mut bench = Bench::with(vec![lane(0, SchedulingClass::Urgent), lane(1, SchedulingClass::Idle)]);
+    bench.up(0, 1, 1, Duration::ZERO);
+    bench.at(0, Event::Arrived(due(0, 0, 1_000, 50)));
+    bench.ended(1, 0, StepOutcome::Completed);
+    bench.at(1, Event::Arrived(request(1, 0, 1)));
+    assert_eq!(bench.said(), ["s0 runs r0 on l0", "r0 completed", "s1 runs r1 on l1"]);
+    bench.at(200, Event::Tick);
+    assert_eq!(bench.said(), Vec::<String>::new());
+    bench.at(201, Event::Tick);
+    assert_eq!(bench.said(), ["l1 stalled on s1", "r1 internal"]);
+    bench.at(202, Event::Arrived(due(2, 202, 1_000, 250)));
+    assert_eq!(bench.said(), ["s2 runs r2 on l0"]);
+}
+
+#[test]
+fn requests_that_could_never_be_in_time_take_no_room_from_others() {
+    let mut bench = Bench::new(&[&[0]]);
+    bench.up(0, 1, 1, Duration::ZERO);
+    bench.up(1, 1, 1, Duration::ZERO);
+    for id in 0..50 {
+        bench.at(10, Event::Arrived(due(id, 10, 1_000, 11)));
+    }
+    bench.said();
+    for id in 100..112 {
+        bench.at(10, Event::Arrived(Request { model: ModelId(1), ..due(id, 10, 1_000, 30) }));
+    }
+    let refused = bench.said().into_iter().filter(|said| said.contains("resource_exhausted"));
+    assert_eq!(refused.collect::<Vec<_>>(), Vec::<String>::new());
+}
+
+#[test]
+fn who_waits_for_a_step_that_does_not_end_is_looked_at_again() {
+    let lane = |id, class| LaneShape { id: LaneId(id), cores: CoreSet::from_cores([0]), class };
+    let mut bench = Bench::with(vec![lane(0, SchedulingClass::Urgent), lane(1, SchedulingClass::Idle)]);
+    bench.up_taking(4 * MS, 0, 1, 1, Duration::ZERO);
+    // Its objective makes steps of 4 ms long ones.
+    bench.at(0, Event::Arrived(due(0, 0, 1_000, 10)));
+    bench.ended(4, 0, StepOutcome::Completed);
+    bench.at(4, Event::Arrived(due(1, 4, 1_000, 4_000)));
+    assert_eq!(bench.said(), ["s0 runs r0 on l1", "r0 completed", "s1 runs r1 on l1"]);
+    bench.at(7, Event::Arrived(due(2, 7, 1_000, 27)));
+    assert_eq!(bench.said(), Vec::<String>::new(), "the rest of the step is short");
+    assert_eq!(bench.policy.next_deadline(), Some(at(22)));
+    bench.at(22, Event::Tick);
+    assert_eq!(bench.said(), ["s2 runs r2 on l0"]);
 }

@@ -233,7 +233,11 @@ impl Checker {
                 known.place = Place::Runs(id);
             }
         }
-        let patience = step.predicted.saturating_mul(self.limits.stall_factor).max(self.limits.stall_floor);
+        let mut patience =
+            step.predicted.saturating_mul(self.limits.stall_factor).max(self.limits.stall_floor);
+        if lane.class == SchedulingClass::Idle {
+            patience *= 10;
+        }
         let begun = Begun { requests: step.requests.to_vec(), lane, progress: Duration::ZERO, patience };
         self.steps.insert(id, begun);
         self.began_now.extend(&step.requests);

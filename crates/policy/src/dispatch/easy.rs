@@ -23,7 +23,7 @@ impl Policy {
         }
         let (mut easy, mut other) = (CoreSet::EMPTY, self.stuck_cores());
         for step in self.running.iter().filter(|step| step.lane.class == SchedulingClass::Idle) {
-            let class = if step.easy { &mut easy } else { &mut other };
+            let class = if step.easy && !step.is_stuck() { &mut easy } else { &mut other };
             *class = class.union(step.lane.cores);
         }
         let rank = |lane: &LaneShape| (!lane.cores.overlaps(easy), lane.cores.overlaps(other));

@@ -23,6 +23,14 @@ pub(super) const WIDE_GAIN: f64 = 1.15;
 /// A step waits for another rather than preempt it if that takes less than this share of its own time.
 const WAITS_DIVISOR: u32 = 2;
 
+/// Why a batch does not begin.
+enum NotNow {
+    /// No lane that it may have is open.
+    NoLane,
+    /// It waits rather than preempt, until then at the longest.
+    WaitsUntil(Time),
+}
+
 impl Policy {
     pub(super) fn dispatch_quadrant(&mut self, now: Time, actions: &mut Vec<Action>) {
         self.give_turn();
@@ -54,10 +62,16 @@ impl Policy {
                 walk = Walk::default();
                 continue;
             }
-            let Some((lane, batch)) = self.place(now, model, key, slots) else {
-                passed_over += 1;
-                kept = kept.union(self.cores_to_keep(model));
-                continue;
+            let (lane, batch) = match self.place(now, model, key, slots) {
+                Ok(placed) => placed,
+                Err(not_now) => {
+                    passed_over += 1;
+                    kept = kept.union(self.cores_to_keep(model));
+                    if let NotNow::WaitsUntil(time) = not_now {
+                        self.note_ripe(time);
+                    }
+                    continue;
+                }
             };
             if batch.ripe_at > now {
                 self.wait_until_ripe(batch.ripe_at, &mut walk);
@@ -82,19 +96,19 @@ impl Policy {
         lanes.into_iter().find(|cores| !cores.overlaps(stuck)).unwrap_or_default()
     }
 
-    /// The lane for the batch from this request on, if there is one for it now.
+    /// The lane for the batch from this request on, or why there is none for it now.
     fn place(
         &self,
         now: Time,
         model: ModelId,
         key: OrderKey,
         slots: Slots,
-    ) -> Option<(LaneShape, Candidate)> {
+    ) -> Result<(LaneShape, Candidate), NotNow> {
         let queue = &self.models[&model];
         let (lane, narrow) = self.place_narrow(now, model, key, slots)?;
         let Some(width) = queue.terms.widths.last().copied().filter(|width| *width > queue.terms.widths[0])
         else {
-            return Some((lane, narrow));
+            return Ok((lane, narrow));
         };
         let in_time = |batch: &Candidate| now + queue.costs.high(batch.predicted) <= batch.deadline;
         let needed = !in_time(&narrow);
@@ -102,16 +116,16 @@ impl Policy {
         let long = self.load.is_long(narrow.predicted);
         let to_spare = !long && self.queued == narrow.keys.len() && self.load.is_light();
         if !needed && !to_spare {
-            return Some((lane, narrow));
+            return Ok((lane, narrow));
         }
         let may =
             |lane: &LaneShape| lane.cores.is_subset(slots.open) && self.pressing(lane.cores) > key.start_by();
         let Some(wide_lane) = self.fitting(width, SchedulingClass::Urgent).find(may) else {
-            return Some((lane, narrow));
+            return Ok((lane, narrow));
         };
         let wide = queue.batch_from(key, now, wide_lane.cores.len(), Beside::Nothing);
         let gains = wide.predicted.mul_f64(WIDE_GAIN) < narrow.predicted;
-        Some(if gains { (wide_lane, wide) } else { (lane, narrow) })
+        Ok(if gains { (wide_lane, wide) } else { (lane, narrow) })
     }
 
     fn place_narrow(
@@ -120,7 +134,7 @@ impl Policy {
         model: ModelId,
         key: OrderKey,
         slots: Slots,
-    ) -> Option<(LaneShape, Candidate)> {
+    ) -> Result<(LaneShape, Candidate), NotNow> {
         let queue = &self.models[&model];
         let width = queue.terms.widths[0];
         let lanes =
@@ -129,22 +143,26 @@ impl Policy {
         if let Some(lane) = lanes().find(|lane| lane.cores.is_subset(slots.free)) {
             let batch = batch(lane);
             let twin = self.idle_twin(lane).filter(|_| self.load.is_long(batch.predicted));
-            return Some((twin.unwrap_or(lane), batch));
+            return Ok((twin.unwrap_or(lane), batch));
         }
-        let lane = lanes().max_by_key(|lane| self.pressing(lane.cores))?;
+        let lane = lanes().max_by_key(|lane| self.pressing(lane.cores)).ok_or(NotNow::NoLane)?;
         if key.start_by() >= self.pressing(lane.cores) {
-            return None;
+            return Err(NotNow::NoLane);
         }
         let batch = batch(lane);
-        let may = !self.load.is_long(batch.predicted) || self.may_preempt(now, lane, &batch);
-        may.then_some((lane, batch))
+        if !self.load.is_long(batch.predicted) || self.may_preempt(now, lane, &batch) {
+            return Ok((lane, batch));
+        }
+        // What it waits for may take longer than predicted.
+        let start_by = batch.start_by();
+        Err(if start_by > now { NotNow::WaitsUntil(start_by) } else { NotNow::NoLane })
     }
 
     /// A long step that preempts another cannot be preempted itself. So it does not if it could wait for the
     /// other in time and not for long. One that is so long that it could make a short one late leaves a core
     /// open to short ones, if there are several, and makes nobody late whom it preempts.
     fn may_preempt(&self, now: Time, lane: LaneShape, batch: &Candidate) -> bool {
-        let on_lane = self.running.iter().filter(|step| step.lane.cores.overlaps(lane.cores) && !step.easy);
+        let on_lane = self.preemptible().filter(|step| step.lane.cores.overlaps(lane.cores) && !step.easy);
         let left = on_lane.map(|step| step.remaining(step.progress)).max();
         let late_otherwise = left.is_none_or(|left| now + left > batch.start_by());
         if !self.load.blocks(batch.predicted) {

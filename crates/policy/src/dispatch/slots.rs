@@ -4,6 +4,7 @@
 use quadrant_types::{CoreSet, SchedulingClass, Time};
 
 use crate::policy::Policy;
+use crate::running::Running;
 use crate::{LaneShape, ModelTerms};
 
 /// The state of the cores, for one decision.
@@ -41,20 +42,24 @@ impl Policy {
     /// The latest start of the most pressing step that an urgent step on these cores would preempt, for
     /// the rest of it; [`Time::MAX`] if there is none but best effort.
     pub(super) fn pressing(&self, cores: CoreSet) -> Time {
-        let idle = self.running.iter().filter(|step| step.lane.class == SchedulingClass::Idle && !step.easy);
+        let idle = self.preemptible().filter(|step| !step.easy);
         let of_these = idle.filter(|step| step.lane.cores.overlaps(cores));
         of_these.map(|step| step.deadline - step.remaining(step.progress)).min().unwrap_or(Time::MAX)
     }
 
     /// The latest of these over all open cores.
     pub(super) fn least_pressing(&self, slots: Slots) -> Time {
-        let idle = self.running.iter().filter(|step| step.lane.class == SchedulingClass::Idle);
-        let open = idle.filter(|step| step.lane.cores.is_subset(slots.open));
-        let rest = |step: &crate::running::Running| match step.easy {
+        let open = self.preemptible().filter(|step| step.lane.cores.is_subset(slots.open));
+        let rest = |step: &Running| match step.easy {
             true => Time::MAX,
             false => step.deadline - step.remaining(step.progress),
         };
         open.map(rest).max().unwrap_or(Time::MAX)
+    }
+
+    /// The steps whose rest matters to whoever would preempt them.
+    pub(super) fn preemptible(&self) -> impl Iterator<Item = &Running> {
+        self.running.iter().filter(|step| step.lane.class == SchedulingClass::Idle && !step.is_stuck())
     }
 
     /// Whether every lane for steps of this model takes several cores, where others take fewer.
