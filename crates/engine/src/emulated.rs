@@ -281,6 +281,8 @@ struct EmulatedRunner {
 impl Runner for EmulatedRunner {
     fn submit(&mut self, work: StepWork, done: Done) {
         // Not guarded: an emulated panic is to be met by the lane.
-        done.fire(self.shared.compute(&work, &mut self.random));
+        let result = self.shared.compute(&work, &mut self.random);
+        drop(work);
+        done.fire(result);
     }
 }

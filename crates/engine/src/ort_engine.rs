@@ -262,7 +262,10 @@ impl Runner for OrtRunner {
     fn submit(&mut self, work: StepWork, done: Done) {
         let is_new = std::mem::take(&mut self.is_new);
         let run = if is_new { Session::run_then_shrink } else { Session::run };
-        done.fire(guarded(|| run(&self.session, &work.inputs, &work.outputs).map_err(run_error)));
+        let result = guarded(|| run(&self.session, &work.inputs, &work.outputs).map_err(run_error));
+        // After the report this thread may not run for a while, and a body's lease would go on.
+        drop(work);
+        done.fire(result);
     }
 }
 

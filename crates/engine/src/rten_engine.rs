@@ -115,6 +115,8 @@ impl Runner for RtenRunner {
             (result, quadrant_sys::thread_time().saturating_sub(before))
         });
         done.add_core_time(took);
+        // After the report this thread may not run for a while, and a body's lease would go on.
+        drop(work);
         done.fire(result);
     }
 }

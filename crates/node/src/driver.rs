@@ -10,6 +10,7 @@
 //! off: it would start that step itself, and be preempted while it holds the scheduler.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::Duration;
@@ -17,17 +18,20 @@ use std::time::Duration;
 use quadrant_engine::{EngineError, Lane, LaneReport, LaneSink, LaneWork, Part, Refusal, Refused, Runner};
 use quadrant_policy::{Action, Event, Policy, Step};
 use quadrant_types::{
-    Clock, Ending, Error, ErrorCode, LaneId, ModelId, Request, RequestId, StepId, Timing, Work,
+    Clock, Error, ErrorCode, LaneId, ModelId, Reason, Request, RequestId, StepId, Timing, Work,
 };
 use tokio::sync::oneshot;
 
 use crate::message::{Message, Pending};
-use crate::recorder::{Explanation, Recorder, RequestRecord, StepRecord};
+use crate::recorder::{Explanation, Recorder, StepRecord};
 use crate::registry::Registry;
 use crate::telemetry::{Snapshot, Telemetry};
 use crate::ticker::Ticker;
-use crate::{Answer, ModelEntry, Response, Submission};
+use crate::{ModelEntry, Response, Submission};
 
+use ended::Ended;
+
+mod ended;
 mod reports;
 
 /// Arrivals that may lie in the inbox unlooked at. Reports and departures always find room: there are
@@ -57,6 +61,8 @@ struct Core {
     pending: BTreeMap<RequestId, Pending>,
     steps: BTreeMap<StepId, Begun>,
     actions: Vec<Action>,
+    /// Requests that have ended and were not told so yet.
+    ended: Vec<Ended>,
     recorder: Recorder,
 }
 
@@ -82,6 +88,7 @@ impl Driver {
             pending: BTreeMap::new(),
             steps: BTreeMap::new(),
             actions: Vec::new(),
+            ended: Vec::new(),
             recorder: Recorder::default(),
         };
         Arc::new(Self {
@@ -152,9 +159,9 @@ impl Driver {
             if inbox.len() >= INBOX_ARRIVALS_MAX {
                 pending.model.metrics.failed(ErrorCode::ResourceExhausted);
                 let full = format!("more than `{INBOX_ARRIVALS_MAX}` requests arrived at once");
-                return Err(
-                    Error::new(ErrorCode::ResourceExhausted, full).retry_after(Duration::from_secs(1))
-                );
+                return Err(Error::new(ErrorCode::ResourceExhausted, full)
+                    .retry_after(Duration::from_secs(1))
+                    .because(Reason::ServerFull));
             }
             inbox.push_back(Message::Submit(pending));
         }
@@ -190,7 +197,8 @@ impl Driver {
     }
 
     /// Works the inbox off unless somebody is at it. Whoever was at it looks again after letting go, so an
-    /// event that came in between is not left behind: the inbox's own lock orders the two looks.
+    /// event that came in between is not left behind: the inbox's own lock orders the two looks. It lets go
+    /// after each event that ended requests, because whoever is told of an answer may preempt the teller.
     fn work_off(&self) {
         loop {
             let mut core = match self.core.try_lock() {
@@ -198,13 +206,15 @@ impl Driver {
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
                 Err(TryLockError::WouldBlock) => return,
             };
-            loop {
+            while core.ended.is_empty() {
                 let message = lock(&self.inbox).pop_front();
                 let Some(message) = message else { break };
                 self.handle(&mut core, message);
             }
             self.ticker.set(core.policy.next_deadline());
+            let ended = std::mem::take(&mut core.ended);
             drop(core);
+            ended.into_iter().for_each(Ended::tell);
             if lock(&self.inbox).is_empty() {
                 return;
             }
@@ -304,28 +314,6 @@ impl Driver {
         core.steps.insert(step.id, Begun { model, step, beside });
     }
 
-    fn end(&self, core: &mut Core, id: RequestId, ending: Ending) {
-        let pending = core.pending.remove(&id).expect("every request ends exactly once");
-        let now = self.clock.now();
-        core.recorder.request(RequestRecord::new(&pending, &ending, now));
-        pending.model.metrics.ended(&pending.request, &ending, now);
-        self.telemetry.tenant_ended(pending.request.tenant, &ending);
-        let result = match ending {
-            Ending::Completed => {
-                pending.model.metrics.completed(&pending.timing, now);
-                let outputs = pending.computed.expect("a completed request was given its outputs");
-                Ok(Answer { id, outputs, timing: pending.timing })
-            }
-            Ending::Failed(error) => {
-                pending.model.metrics.failed(error.code);
-                Err(error)
-            }
-        };
-        self.telemetry.ended.inc();
-        // Nobody listens any more if the client left; that it ended is what counts.
-        drop(pending.answer.send(result));
-    }
-
     /// Why a request took as long as it did.
     pub(crate) fn explain(&self, id: RequestId) -> Option<Explanation> {
         self.visit(|core| core.recorder.explain(id))
@@ -333,7 +321,8 @@ impl Driver {
 
     /// The slowest requests of the last minutes.
     pub(crate) fn slowest(&self) -> Vec<Explanation> {
-        self.visit(|core| core.recorder.slowest())
+        let now = self.clock.now();
+        self.visit(|core| core.recorder.slowest(now))
     }
 
     /// The steps that ran lately.
@@ -368,7 +357,8 @@ impl Driver {
     /// Ticks whenever the scheduler asked to be woken; returns when the driver is stopped.
     pub(crate) fn run_ticker(&self) {
         while self.ticker.wait(&*self.clock) {
-            self.post(Message::Tick);
+            // A panic has said what it is, and without ticks nothing would ever expire.
+            drop(catch_unwind(AssertUnwindSafe(|| self.post(Message::Tick))));
         }
     }
 }
@@ -390,4 +380,38 @@ impl std::fmt::Debug for Driver {
 /// A panic while the lock was held is a bug that was reported where it happened; serving goes on.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use quadrant_policy::{Discipline, LaneShape, Limits};
+    use quadrant_types::{CoreSet, SchedulingClass};
+
+    use super::*;
+    use crate::MonotonicClock;
+    use crate::tenants::Tenants;
+
+    #[test]
+    fn a_lane_that_can_be_preempted_leaves_its_report_to_the_ticker() {
+        let clock = Arc::new(MonotonicClock::new());
+        let shape =
+            LaneShape { id: LaneId(7), cores: CoreSet::from_cores([0]), class: SchedulingClass::Idle };
+        let policy = Policy::new(vec![shape], Limits::default(), Discipline::Quadrant);
+        let telemetry = Arc::new(Telemetry::new(Arc::new(Tenants::new(&BTreeMap::new()))));
+        let driver = Driver::new(Arc::clone(&clock) as Arc<dyn Clock>, policy, [LaneId(7)].into(), telemetry);
+        let now = clock.now();
+        // A step that never began: whoever worked this off would panic.
+        driver.report(LaneReport {
+            step: StepId(1),
+            lane: LaneId(7),
+            began: now,
+            gathered: now,
+            computed: now,
+            scattered: now,
+            core_time: Duration::ZERO,
+            result: Ok(Vec::new()),
+        });
+        assert_eq!(lock(&driver.inbox).len(), 1);
+        assert!(driver.ticker.wait(&*clock), "it was roused");
+    }
 }

@@ -18,9 +18,6 @@ use crate::telemetry::Telemetry;
 use crate::tenants::Tenants;
 use crate::{Config, Handle, MonotonicClock, loader, repository};
 
-/// Commands that wait at a lane while a step runs: the next step, and runners being installed.
-const LANE_CAPACITY: usize = 16;
-
 /// Threads of models that each have their own; beyond it, models share the first.
 const FIFO_LANES_MAX: usize = 1_024;
 
@@ -83,9 +80,11 @@ impl Node {
             preemptible(&lanes, config.discipline),
             Arc::clone(&telemetry),
         );
+        // While a step runs, every model's runner may come to be installed, and the next step.
+        let capacity = found.len() + 2;
         let start = |spec: &LaneSpec| {
             let sink = Arc::clone(&driver) as Arc<dyn LaneSink>;
-            Lane::start(*spec, Arc::clone(&clock), sink, LANE_CAPACITY)
+            Lane::start(*spec, Arc::clone(&clock), sink, capacity)
         };
         let cores = config.cores;
         let lane_error = |source| StartError::Lanes { cores, source };

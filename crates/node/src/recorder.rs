@@ -145,23 +145,26 @@ pub(crate) struct Recorder {
 }
 
 impl Recorder {
-    /// Remembers a step. What preempted it ended before it did, so it is known by now.
-    pub(crate) fn step(&mut self, mut step: StepRecord) {
+    /// Remembers a step, and says how long it was preempted. What preempted it ended before it did, so it is
+    /// known by now.
+    pub(crate) fn step(&mut self, mut step: StepRecord) -> Duration {
         if step.class == SchedulingClass::Idle {
             let lately = self.steps.iter().rev().take_while(|other| other.ended > step.began);
             let preempting = lately.filter(|other| step.gives_way_to(other));
             step.preempted =
                 preempting.map(|other| other.ended.min(step.ended).since(other.began.max(step.began))).sum();
         }
+        let preempted = step.preempted;
         push(&mut self.steps, step, STEPS_MAX);
+        preempted
     }
 
     pub(crate) fn request(&mut self, request: RequestRecord) {
         let took = latency(&request);
+        let old = request.ended - SLOWEST_FOR;
+        self.slowest.retain(|slow| slow.request.ended >= old);
         let full = self.slowest.len() >= SLOWEST_MAX;
         if !full || self.slowest.last().is_some_and(|last| latency(&last.request) < took) {
-            let old = request.ended - SLOWEST_FOR;
-            self.slowest.retain(|slow| slow.request.ended >= old);
             let place = self.slowest.partition_point(|slow| latency(&slow.request) >= took);
             let explanation = self.explained(&request);
             self.slowest.insert(place, explanation);
@@ -184,8 +187,9 @@ impl Recorder {
     }
 
     /// The slowest requests of the last minutes, the slowest first.
-    pub(crate) fn slowest(&self) -> Vec<Explanation> {
-        self.slowest.clone()
+    pub(crate) fn slowest(&self, now: Time) -> Vec<Explanation> {
+        let lately = |slow: &&Explanation| now.since(slow.request.ended) <= SLOWEST_FOR;
+        self.slowest.iter().filter(lately).cloned().collect()
     }
 
     fn explained(&self, request: &RequestRecord) -> Explanation {
@@ -319,12 +323,12 @@ mod tests {
             recorder.step(step(id, "m", 0, SchedulingClass::Urgent, (0, 1)));
         }
         assert_eq!((recorder.requests.len(), recorder.steps.len()), (REQUESTS_MAX, STEPS_MAX));
-        let slowest = recorder.slowest();
+        let slowest = recorder.slowest(at(1_100));
         assert_eq!((slowest.len(), slowest[0].request.id), (SLOWEST_MAX, RequestId(0)));
         assert!(recorder.explain(RequestId(0)).is_some(), "long gone from the ring, but slow");
         // After ten minutes it has to make room.
         recorder.request(request(20_000, 0, 900_000, None));
-        assert_eq!(recorder.slowest()[0].request.id, RequestId(20_000));
+        assert_eq!(recorder.slowest(at(900_000))[0].request.id, RequestId(20_000));
         assert!(recorder.explain(RequestId(0)).is_none());
     }
 }

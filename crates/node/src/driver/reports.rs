@@ -18,10 +18,11 @@ impl Driver {
         let LaneReport { step, began, gathered, computed, scattered, result, core_time, .. } = report;
         let begun = core.steps.remove(&step).expect("only running steps are reported");
         let Begun { model, step: step_plan, beside } = begun;
+        let mut real = computed.since(began);
         if let Some(lane) = core.lanes.get(&step_plan.lane) {
             let (cores, class) = (lane.spec().cores, lane.spec().class);
             model.metrics.used(class, core_time);
-            core.recorder.step(StepRecord {
+            let preempted = core.recorder.step(StepRecord {
                 id: step,
                 model: Arc::clone(&model.spec.name),
                 lane: step_plan.lane,
@@ -35,12 +36,13 @@ impl Driver {
                 preempted: Duration::ZERO,
                 beside,
             });
+            real = real.saturating_sub(preempted);
         }
         let outcome = match result {
             Ok(parts) => {
                 let executed = Executed { began, gathered, computed, scattered };
                 self.hand_out(core, &step_plan, executed, parts);
-                model.metrics.executed(step_plan.rows, computed.since(began), step_plan.predicted);
+                model.metrics.executed(step_plan.rows, real, step_plan.predicted);
                 StepOutcome::Completed
             }
             Err(error) => {
@@ -65,7 +67,6 @@ impl Driver {
             timing.scattered = executed.scattered;
             timing.batch_rows = step.rows;
             timing.predicted = step.predicted;
-            timing.beside = step.beside;
             if let Some(lane) = core.lanes.get(&step.lane) {
                 (timing.width, timing.class) = (lane.spec().cores.len(), lane.spec().class);
             }
