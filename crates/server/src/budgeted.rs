@@ -2,7 +2,7 @@
 //! limit of one request allow, and end in one aligned buffer like every other body.
 
 use bytes::Bytes;
-use quadrant_types::{AlignedBuffer, BudgetExhausted, Error, ErrorCode, IoBudget, Lease};
+use quadrant_types::{AlignedBuffer, BudgetExhausted, Error, ErrorCode, IoBudget, Lease, Reason};
 
 /// The first step of growth.
 const GROWTH_MIN: usize = 8 << 10;
@@ -76,7 +76,9 @@ pub(crate) fn copy_aligned(budget: &IoBudget, bytes: &[u8], aligned_at: usize) -
 
 /// What the client is told when the budget has no room.
 pub(crate) fn exhausted(error: &BudgetExhausted) -> Error {
-    Error::new(ErrorCode::ResourceExhausted, error.to_string()).retry_after(std::time::Duration::from_secs(1))
+    Error::new(ErrorCode::ResourceExhausted, error.to_string())
+        .retry_after(std::time::Duration::from_secs(1))
+        .because(Reason::BytesFull)
 }
 
 /// What the client is told of a body above the limit.

@@ -5,7 +5,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use quadrant_types::{Error, Fault};
+use quadrant_types::{Error, Fault, RequestId};
 
 /// Which front end an event concerns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ impl Port {
     }
 }
 
-/// Whether anybody reads what [`answered`] would say; it is on the way of every request.
+/// Whether anybody reads what [`answered`] and [`timed`] would say; it is on the way of every request.
 pub(crate) fn logs_requests() -> bool {
     tracing::enabled!(tracing::Level::DEBUG)
 }
@@ -34,6 +34,11 @@ pub(crate) fn logs_requests() -> bool {
 pub(crate) fn answered(port: Port, model: &str, request: &str, status: u16, duration: Duration) {
     let (port, duration_us) = (port.name(), duration.as_micros());
     tracing::debug!(port, model, request, status, duration_us, "request answered");
+}
+
+/// Where the time of an answer went, by the scheduler's number of its request.
+pub(crate) fn timed(port: Port, request: RequestId, timing: &str) {
+    tracing::debug!(port = port.name(), request = request.0, timing, "request timed");
 }
 
 /// A request failed; said only if the fault is ours.

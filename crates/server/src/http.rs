@@ -245,15 +245,11 @@ async fn respond(
     prepared: infer::Prepared,
 ) -> Result<Response<Segments>, Error> {
     let answer: WireAnswer = infer::run(shared, prepared).await?;
-    let timing = timing::is_wanted(headers).then_some(answer.timing);
-    let request = explain::header(answer.request);
+    let (request, stages) = (answer.request, answer.timing);
     let mut response = response::respond(shared, headers, answer).await?;
-    response.headers_mut().insert(explain::REQUEST_HEADER, request);
-    if let Some(timing) = timing {
-        let text = timing::describe(started, shared.handle.now(), &timing);
-        let value = HeaderValue::try_from(text).expect("names and numbers are header text");
-        response.headers_mut().insert(timing::TIMING_HEADER, value);
-    }
+    let answered = response.headers_mut();
+    answered.insert(explain::REQUEST_HEADER, explain::header(request));
+    timing::tell(&shared.handle, (Port::Http, headers, answered), started, (request, &stages));
     Ok(response)
 }
 

@@ -105,8 +105,6 @@ pub struct Timing {
     pub width: usize,
     /// How the operating system treated the step.
     pub class: SchedulingClass,
-    /// What ran on the other cores when the step began.
-    pub beside: Option<ModelId>,
 }
 
 /// How the operating system treats the threads of a lane. Never above the shell's own, so nothing needs

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes};
 use futures_util::{StreamExt as _, stream};
-use http::{HeaderMap, HeaderValue, Response};
+use http::{HeaderMap, Response};
 use prost::encoding::encode_varint;
 use quadrant_proto::inference::infer_parameter::ParameterChoice;
 use quadrant_proto::inference::{InferParameter, ModelInferRequest};
@@ -55,12 +55,9 @@ pub(crate) async fn unary(
     let (response, code) = match result {
         Ok((ranges, stages, request)) => {
             let mut response = success(GrpcBody::ranges(ranges));
-            response.headers_mut().insert(explain::REQUEST_HEADER, explain::header(request));
-            if timing::is_wanted(headers) {
-                let text = timing::describe(started, shared.handle.now(), &stages);
-                let value = HeaderValue::try_from(text).expect("names and numbers are header text");
-                response.headers_mut().insert(timing::TIMING_HEADER, value);
-            }
+            let answered = response.headers_mut();
+            answered.insert(explain::REQUEST_HEADER, explain::header(request));
+            timing::tell(&shared.handle, (Port::Grpc, headers, answered), started, (request, &stages));
             (response, tonic::Code::Ok)
         }
         Err(error) => {
