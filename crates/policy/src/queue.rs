@@ -56,8 +56,7 @@ pub(crate) struct ModelQueue {
     pub(crate) terms: ModelTerms,
     pub(crate) costs: Costs,
     pub(crate) waiting: BTreeMap<OrderKey, Waiting>,
-    /// Whether rows with deadlines share a step only where that saves time, and surely ends in time.
-    picky: bool,
+    discipline: Discipline,
     /// Rows that wait with a deadline.
     pub(crate) urgent_rows: u32,
     /// Lanes on which it has run: the first step on a lane warms caches and threads up.
@@ -99,7 +98,7 @@ impl ModelQueue {
         Self {
             costs: Costs::new(&terms),
             terms,
-            picky: discipline == Discipline::Quadrant,
+            discipline,
             doubt: Doubt::default(),
             waiting: BTreeMap::new(),
             urgent_rows: 0,
@@ -199,13 +198,16 @@ impl ModelQueue {
 
     /// The time within which a step is expected to end, for the sake of those who share it.
     fn surely(&self, predicted: Duration) -> Duration {
-        if self.picky { self.costs.high(predicted) } else { predicted }
+        match self.discipline {
+            Discipline::Quadrant | Discipline::Clockwork => self.costs.high(predicted),
+            Discipline::Fifo => predicted,
+        }
     }
 
     /// Whether rows with deadlines share a step that takes `together`, where `apart` is what their steps take
-    /// one after the other.
+    /// one after the other. The disciplines to compare with join whatever is in time.
     fn joins(&self, apart: Duration, together: Duration) -> bool {
-        !self.picky || together <= apart.mul_f64(JOINED_MAX)
+        self.discipline != Discipline::Quadrant || together <= apart.mul_f64(JOINED_MAX)
     }
 
     /// The first request with a deadline behind `key` that no batch from `key` or from before it could
@@ -317,7 +319,7 @@ mod tests {
         assert_eq!(first(&queue).requests.len(), 1, "two rows take as long as two steps");
         let kind = Kind { shape: ShapeId(0), rows: 1, width: 1, beside: Beside::Usual };
         assert_eq!(queue.marginal(1, kind, 1).as_millis(), 10);
-        queue.picky = false;
+        queue.discipline = Discipline::Fifo;
         assert_eq!(first(&queue).requests.len(), 2);
     }
 
