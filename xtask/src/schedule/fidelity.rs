@@ -191,24 +191,26 @@ fn both(point: &Point, played: &Cell) -> Result<Vec<(String, Both)>> {
 }
 
 fn tell(share: f64, load: f64, pairs: &[Vec<(String, Both)>], of_steps: &[Errors]) {
-    say(&format!("at {share} of the knee, a load of {load:.3}; live, simulated, how far off, medians:"));
+    say(&format!(
+        "at {share} of the knee, a load of {load:.3}; live, simulated, how far off, medians of the signs left out:"
+    ));
     for (index, (name, _)) in pairs[0].iter().enumerate() {
         let of = |pick: &dyn Fn(&Both) -> f64| {
             median_of(pairs.iter().map(|models| pick(&models[index].1)).collect())
         };
         let ratio = |(live, simulated): (f64, f64)| simulated / live.max(1e-9) - 1.0;
         say(&format!(
-            "  {name}: attainment {:.4} {:.4} ({:+.1} points), p50 {:.2} {:.2} ms ({:+.0} %), p99 {:.1} {:.1} ms \
-             ({:+.0} %)",
+            "  {name}: attainment {:.4} {:.4} ({:.1} points), p50 {:.2} {:.2} ms ({:.0} %), p99 {:.1} {:.1} ms \
+             ({:.0} %)",
             of(&|both| both.attainment.0),
             of(&|both| both.attainment.1),
-            of(&|both| 100.0 * (both.attainment.1 - both.attainment.0)),
+            of(&|both| 100.0 * (both.attainment.1 - both.attainment.0).abs()),
             of(&|both| both.p50_ms.0),
             of(&|both| both.p50_ms.1),
-            of(&|both| 100.0 * ratio(both.p50_ms)),
+            of(&|both| 100.0 * ratio(both.p50_ms).abs()),
             of(&|both| both.p99_ms.0),
             of(&|both| both.p99_ms.1),
-            of(&|both| 100.0 * ratio(both.p99_ms)),
+            of(&|both| 100.0 * ratio(both.p99_ms).abs()),
         ));
     }
     let column = |pick: fn(&Errors) -> f64| of_steps.iter().map(pick).collect::<Vec<f64>>();
