@@ -116,6 +116,7 @@ impl Policy {
             kind: batch.kind,
             bytes: batch.bytes,
             predicted: batch.predicted,
+            high: self.models[&model].costs.high(batch.predicted),
             deadline: batch.deadline,
             easy: batch.easy(),
             began: now,
@@ -130,7 +131,7 @@ impl Policy {
         };
         if lane.class == SchedulingClass::Idle && !running.easy {
             let work = batch.predicted.mul_f64(lane.cores.len() as f64 * self.per_core);
-            running.booking = Some(self.demand.book(batch.deadline - batch.predicted + work, work));
+            running.booking = Some(self.demand.book(running.latest_start() + work, work));
         }
         self.running.push(running);
         actions.push(Action::Run(Step {

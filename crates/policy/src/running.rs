@@ -27,6 +27,8 @@ pub(crate) struct Running {
     pub(crate) kind: Kind,
     pub(crate) bytes: u64,
     pub(crate) predicted: Duration,
+    /// The same as it is rarely exceeded.
+    pub(crate) high: Duration,
     /// When its first request is to be done; [`Time::MAX`] for best effort.
     pub(crate) deadline: Time,
     pub(crate) easy: bool,
@@ -55,6 +57,13 @@ impl Running {
     /// What is predicted to be left of it.
     pub(crate) fn remaining(&self, progress: Duration) -> Duration {
         self.predicted.saturating_sub(progress).max(self.predicted / OVERTIME_DIVISOR)
+    }
+
+    /// When the rest of it has to go on at the latest, so that it is rarely late.
+    pub(crate) fn latest_start(&self) -> Time {
+        let left = self.remaining(self.progress);
+        let rarely = self.high.as_secs_f64() / self.predicted.as_secs_f64().max(1e-9);
+        self.deadline - left.mul_f64(rarely.max(1.0))
     }
 
     /// The kind of step it turned out to be.
@@ -119,7 +128,7 @@ impl Policy {
             self.demand.release(booking);
             let left = step.remaining(step.progress);
             let work = left.mul_f64(step.lane.cores.len() as f64 * self.per_core);
-            step.booking = Some(self.demand.book(step.deadline - left + work, work));
+            step.booking = Some(self.demand.book(step.latest_start() + work, work));
             step.booked_at = step.progress;
         }
     }

@@ -294,3 +294,21 @@ fn who_waits_for_a_step_that_does_not_end_is_looked_at_again() {
     bench.at(22, Event::Tick);
     assert_eq!(bench.said(), ["s2 runs r2 on l0"]);
 }
+
+#[test]
+fn what_runs_keeps_the_margin_that_it_was_admitted_with() {
+    let lane = |id, class| LaneShape { id: LaneId(id), cores: CoreSet::from_cores([0]), class };
+    let mut bench = Bench::with(vec![lane(0, SchedulingClass::Urgent), lane(1, SchedulingClass::Idle)]);
+    bench.up_taking(4 * MS, 0, 1, 1, Duration::ZERO);
+    bench.up(1, 1, 1, Duration::ZERO);
+    let short = |id, arrived, due_ms| Request { model: ModelId(1), ..due(id, arrived, 1_000, due_ms) };
+    bench.at(0, Event::Arrived(short(0, 0, 8)));
+    bench.ended(1, 0, StepOutcome::Completed);
+    // It may take 5 ms, so it has to go on at 15.
+    bench.at(1, Event::Arrived(due(1, 1, 1_000, 20)));
+    assert_eq!(bench.said(), ["s0 runs r0 on l0", "r0 completed", "s1 runs r1 on l1"]);
+    bench.at(1, Event::Arrived(short(2, 1, 17)));
+    assert_eq!(bench.said(), Vec::<String>::new(), "it could begin at 15.75");
+    bench.at(1, Event::Arrived(short(3, 1, 16)));
+    assert_eq!(bench.said(), ["s2 runs r3 on l0"]);
+}

@@ -44,7 +44,7 @@ impl Policy {
     pub(super) fn pressing(&self, cores: CoreSet) -> Time {
         let idle = self.preemptible().filter(|step| !step.easy);
         let of_these = idle.filter(|step| step.lane.cores.overlaps(cores));
-        of_these.map(|step| step.deadline - step.remaining(step.progress)).min().unwrap_or(Time::MAX)
+        of_these.map(Running::latest_start).min().unwrap_or(Time::MAX)
     }
 
     /// The latest of these over all open cores.
@@ -52,7 +52,7 @@ impl Policy {
         let open = self.preemptible().filter(|step| step.lane.cores.is_subset(slots.open));
         let rest = |step: &Running| match step.easy {
             true => Time::MAX,
-            false => step.deadline - step.remaining(step.progress),
+            false => step.latest_start(),
         };
         open.map(rest).max().unwrap_or(Time::MAX)
     }
