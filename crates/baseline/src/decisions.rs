@@ -36,10 +36,17 @@ pub(crate) struct DecisionArgs {
 /// The time between arrivals.
 const EVERY: Duration = Duration::from_micros(100);
 
-/// Measures, and prints a line of JSON for each number of models.
+/// Of so many models one has long steps, where there is an overload.
+const LONG_EVERY: u32 = 20;
+/// Arrivals in [`EVERY`], about half as many again as can be served.
+const OVERLOAD: f64 = 0.6;
+
+/// Measures, and prints a line of JSON for each number of models: with a long queue that can all be served in
+/// time, and with an overload of tight deadlines, where requests are refused and given up and long steps are
+/// preempted.
 pub(crate) fn decisions(args: &DecisionArgs) -> Result<()> {
     for models in &args.models {
-        let mut world = World::new(*models);
+        let mut world = World::new(*models, false);
         while world.queued() < args.queued {
             world.arrive();
         }
@@ -52,15 +59,31 @@ pub(crate) fn decisions(args: &DecisionArgs) -> Result<()> {
                 world.arrive();
             }
         }
-        world.times.sort_unstable();
-        let at = |share: f64| world.times[(world.times.len() as f64 * share) as usize] as f64 / 1e3;
-        let result = json!({
-            "models": models, "queued": args.queued, "events": world.times.len(),
-            "p50_us": at(0.5), "p99_us": at(0.99), "p999_us": at(0.999),
-        });
-        say(&result.to_string());
+        tell(*models, "long queue", &mut world);
+    }
+    for models in &args.models {
+        let mut world = World::new(*models, true);
+        while world.times.len() < args.events {
+            world.now = world.now + EVERY;
+            world.end_steps();
+            if world.random.f64() < OVERLOAD {
+                let within = Duration::from_millis(world.random.u64(20..400));
+                world.arrive_within(within);
+            }
+        }
+        tell(*models, "overload", &mut world);
     }
     Ok(())
+}
+
+fn tell(models: u32, what: &str, world: &mut World) {
+    world.times.sort_unstable();
+    let at = |share: f64| world.times[(world.times.len() as f64 * share) as usize] as f64 / 1e3;
+    let result = json!({
+        "what": what, "models": models, "queued": world.queued(), "events": world.times.len(),
+        "p50_us": at(0.5), "p99_us": at(0.99), "p999_us": at(0.999),
+    });
+    say(&result.to_string());
 }
 
 /// A scheduler with a device that takes exactly as long as predicted.
@@ -78,7 +101,7 @@ struct World {
 }
 
 impl World {
-    fn new(models: u32) -> Self {
+    fn new(models: u32, some_are_long: bool) -> Self {
         let lanes = |class| (0..2).map(move |core| (CoreSet::from_cores([core]), class));
         let wide = (CoreSet::from_cores([0, 1]), SchedulingClass::Urgent);
         let all = lanes(SchedulingClass::Urgent).chain([wide]).chain(lanes(SchedulingClass::Idle));
@@ -97,7 +120,8 @@ impl World {
             times: Vec::new(),
         };
         for model in 0..models {
-            let one = Duration::from_micros(100 + world.random.u64(0..300));
+            let long = some_are_long && model % LONG_EVERY == 0;
+            let one = Duration::from_micros(if long { 5_000 } else { 100 + world.random.u64(0..300) });
             let cost =
                 |rows: u32, width| Cost { rows, width, beside: false, time: one * rows / width as u32 };
             let terms = ModelTerms {
@@ -121,15 +145,23 @@ impl World {
 
     /// Half of the requests have a deadline, half a minute or so away; the others are twenty tenants'.
     fn arrive(&mut self) {
-        let deadline = self.now + Duration::from_millis(self.random.u64(20_000..59_000));
+        let within = Duration::from_millis(self.random.u64(20_000..59_000));
         let urgent = self.random.bool();
+        self.come(if urgent { Objective::EndBy(self.now + within) } else { Objective::BestEffort });
+    }
+
+    fn arrive_within(&mut self, within: Duration) {
+        self.come(Objective::EndBy(self.now + within));
+    }
+
+    fn come(&mut self, objective: Objective) {
         let request = Request {
             id: RequestId(self.next_id),
             model: ModelId(self.random.u32(0..self.models)),
             tenant: TenantId(self.random.u32(0..20)),
             priority: Priority(self.random.u32(1..4)),
             arrived: self.now,
-            objective: if urgent { Objective::EndBy(deadline) } else { Objective::BestEffort },
+            objective,
             work: Work::Once { rows: 1, shape: ShapeId(0), bytes_in: 1 },
         };
         self.next_id += 1;

@@ -14,7 +14,7 @@ use quadrant_engine::{
     Profile, load, probe,
 };
 use quadrant_policy::{Cost, Discipline, ModelTerms};
-use quadrant_types::{LaneId, ModelId, ModelSpec};
+use quadrant_types::{CoreSet, LaneId, ModelId, ModelSpec};
 
 use crate::message::Message;
 use crate::node::single_lanes;
@@ -158,7 +158,8 @@ impl Loader {
     }
 
     /// Gives every lane of these widths what it needs to run the model, the widest first: from then on an
-    /// engine can share weights.
+    /// engine can share weights. A lane that only this model uses runs it with as many threads as its width,
+    /// on whichever of the cores the operating system finds free.
     fn install(
         &self,
         id: ModelId,
@@ -166,13 +167,17 @@ impl Loader {
         widths: &[usize],
         own_lane: Option<LaneId>,
     ) -> Result<(), String> {
-        let wanted = |lane: &&LaneSpec| {
-            widths.contains(&lane.cores.len()) && own_lane.is_none_or(|own_lane| own_lane == lane.id)
+        let narrowed = |lane: &LaneSpec| {
+            let width = widths.first().copied().unwrap_or(1);
+            LaneSpec { cores: CoreSet::from_cores(lane.cores.cores().take(width)), ..*lane }
         };
-        let mut lanes: Vec<_> = self.lanes.iter().filter(wanted).collect();
+        let mut lanes: Vec<LaneSpec> = match own_lane {
+            Some(own) => self.lanes.iter().filter(|lane| lane.id == own).map(narrowed).collect(),
+            None => self.lanes.iter().filter(|lane| widths.contains(&lane.cores.len())).copied().collect(),
+        };
         lanes.sort_by_key(|lane| Reverse(lane.cores.len()));
         for lane in lanes {
-            let mut runner = model.runner(lane).map_err(reason)?;
+            let mut runner = model.runner(&lane).map_err(reason)?;
             while let Err(refused) = self.handle.driver.install(lane.id, id, runner) {
                 match refused.reason {
                     quadrant_engine::Refusal::Full => std::thread::park_timeout(LANE_FULL_WAIT),
@@ -237,10 +242,11 @@ pub(crate) fn probe_options(settings: &ModelSettings, config: &Config) -> ProbeO
     ProbeOptions {
         batching,
         rows_max: rows_max(settings) as usize,
-        // The disciplines to compare with run every step on all cores.
+        // The disciplines to compare with have one width: all cores, or under `fifo` what is configured.
         width: match config.discipline {
             Discipline::Quadrant => settings.width.map(|width| width.min(config.cores.len())),
-            Discipline::Fifo | Discipline::Clockwork => Some(config.cores.len()),
+            Discipline::Fifo => Some(settings.width.unwrap_or(usize::MAX).min(config.cores.len())),
+            Discipline::Clockwork => Some(config.cores.len()),
         },
         budget: config.probe_budget,
     }

@@ -17,8 +17,8 @@ use crate::run::say;
 /// How long, how often, which floors.
 #[derive(Args, Debug)]
 pub(crate) struct FloorArgs {
-    /// Configured floors, as shares of both cores.
-    #[arg(long, value_delimiter = ',', default_value = "0.05,0.2")]
+    /// Configured floors, as shares of both cores. Without one, best effort has what is left over.
+    #[arg(long, value_delimiter = ',', default_value = "0,0.05,0.2")]
     floors: Vec<f64>,
     /// What the urgent models ask for, as a share of both cores.
     #[arg(long, default_value_t = 1.5)]
@@ -52,11 +52,18 @@ pub(crate) fn floor(args: &FloorArgs) -> Result<()> {
             overload(args, (&server, seed), &urgent, &calibration)
         };
         let (had, voids) = repeat(args.repetitions, once)?;
-        let shares: Vec<f64> = had.iter().map(|had| had.core_share / floor).collect();
+        let shares: Vec<f64> = had.iter().map(|had| had.core_share).collect();
         let refused: Vec<f64> = had.iter().map(|had| 1.0 - had.in_time).collect();
+        let promised = match *floor > 0.0 {
+            true => {
+                let kept: Vec<f64> = shares.iter().map(|share| share / floor).collect();
+                format!(", over what was promised {}, bar 0.95", spread(&kept, ""))
+            }
+            false => String::new(),
+        };
         say(&format!(
-            "best effort with a floor of {floor}: core time over what was promised {}, bar 0.95; of the urgent \
-             requests not in time {}; {} repetitions of {} s, {voids} void",
+            "best effort with a floor of {floor}: share of core time {}{promised}; of the urgent requests not in \
+             time {}; {} repetitions of {} s, {voids} void",
             spread(&shares, ""),
             spread(&refused, ""),
             args.repetitions,

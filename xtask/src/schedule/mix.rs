@@ -22,6 +22,8 @@ pub(super) struct Member {
 
 /// Requests in one batch at most, where a model can batch.
 pub(super) const BATCH_MAX: usize = 32;
+/// `fifo` with one thread a session.
+pub(super) const FIFO_ONE: &str = "fifo-1";
 /// The text detector, whose steps are ten times as long as the others'.
 pub(super) const DETECTOR: &str = "ppocr-det";
 
@@ -95,10 +97,14 @@ impl Mix {
         if triton::is_triton(policy) {
             return triton::serve(self, policy, delay_ms);
         }
-        let delay = if policy == "fifo" { format!("delay_ms = {delay_ms:.3}\n") } else { String::new() };
-        self.start(policy, format!("[scheduler]\npolicy = \"{policy}\"\n"), |name| {
+        let (discipline, width) = match policy {
+            FIFO_ONE => ("fifo", "width = 1\n"),
+            other => (other, ""),
+        };
+        let delay = if discipline == "fifo" { format!("delay_ms = {delay_ms:.3}\n") } else { String::new() };
+        self.start(policy, format!("[scheduler]\npolicy = \"{discipline}\"\n"), |name| {
             let objective = calibration.of(name).map_or(0.0, |model| model.objective_ms);
-            format!("latency_objective_ms = {objective:.3}\n{delay}")
+            format!("latency_objective_ms = {objective:.3}\n{width}{delay}")
         })
     }
 
