@@ -37,8 +37,9 @@ pub(crate) struct ScheduleArgs {
     /// Offered loads, as shares of both cores.
     #[arg(long, value_delimiter = ',', default_value = "0.3,0.4,0.5,0.6,0.7,0.8,0.9,1.0")]
     loads: Vec<f64>,
-    /// Policies to compare; the first is the one that the others are compared with. `fifo-1` is `fifo` with one
-    /// thread a session instead of the library's default; `triton` is a real Triton in place of Quadrant, from a Python package; `triton-tuned` is it with the settings that help it most.
+    /// Policies to compare; the first is the one that the others are compared with. `fifo-1` is `fifo` with
+    /// one thread a session instead of the library's default; `triton` is a real Triton in place of Quadrant,
+    /// from a Python package; `triton-tuned` is it with the settings that help it most.
     #[arg(long, value_delimiter = ',', default_value = "quadrant,fifo,clockwork")]
     policies: Vec<String>,
     /// Repetitions that count, each with its own arrivals.
