@@ -28,6 +28,12 @@ impl Bench {
         Self::with(lanes.collect())
     }
 
+    /// One core, with a lane of each class.
+    fn with_idle_class() -> Self {
+        let lane = |id, class| LaneShape { id: LaneId(id), cores: CoreSet::from_cores([0]), class };
+        Self::with(vec![lane(0, SchedulingClass::Urgent), lane(1, SchedulingClass::Idle)])
+    }
+
     fn with(lanes: Vec<LaneShape>) -> Self {
         let limits = Limits { stall_factor: 10, stall_floor: 20 * MS, ..Limits::default() };
         Self { policy: Policy::new(lanes, limits, Discipline::Quadrant), said: Vec::new() }
@@ -247,8 +253,7 @@ fn nobody_is_given_up_for_whom_that_does_not_help() {
 
 #[test]
 fn a_step_of_the_idle_class_may_starve_for_longer_and_holds_no_core() {
-    let lane = |id, class| LaneShape { id: LaneId(id), cores: CoreSet::from_cores([0]), class };
-    let mut bench = Bench::with(vec![lane(0, SchedulingClass::Urgent), lane(1, SchedulingClass::Idle)]);
+    let mut bench = Bench::with_idle_class();
     bench.up(0, 1, 1, Duration::ZERO);
     bench.at(0, Event::Arrived(due(0, 0, 1_000, 50)));
     bench.ended(1, 0, StepOutcome::Completed);
@@ -280,8 +285,7 @@ fn requests_that_could_never_be_in_time_take_no_room_from_others() {
 
 #[test]
 fn who_waits_for_a_step_that_does_not_end_is_looked_at_again() {
-    let lane = |id, class| LaneShape { id: LaneId(id), cores: CoreSet::from_cores([0]), class };
-    let mut bench = Bench::with(vec![lane(0, SchedulingClass::Urgent), lane(1, SchedulingClass::Idle)]);
+    let mut bench = Bench::with_idle_class();
     bench.up_taking(4 * MS, 0, 1, 1, Duration::ZERO);
     // Its objective makes steps of 4 ms long ones.
     bench.at(0, Event::Arrived(due(0, 0, 1_000, 10)));
@@ -297,8 +301,7 @@ fn who_waits_for_a_step_that_does_not_end_is_looked_at_again() {
 
 #[test]
 fn what_runs_keeps_the_margin_that_it_was_admitted_with() {
-    let lane = |id, class| LaneShape { id: LaneId(id), cores: CoreSet::from_cores([0]), class };
-    let mut bench = Bench::with(vec![lane(0, SchedulingClass::Urgent), lane(1, SchedulingClass::Idle)]);
+    let mut bench = Bench::with_idle_class();
     bench.up_taking(4 * MS, 0, 1, 1, Duration::ZERO);
     bench.up(1, 1, 1, Duration::ZERO);
     let short = |id, arrived, due_ms| Request { model: ModelId(1), ..due(id, arrived, 1_000, due_ms) };
