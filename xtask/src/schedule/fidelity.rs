@@ -17,7 +17,7 @@ use super::mix::Mix;
 use super::steps::{Errors, Step, errors};
 use super::workload::{Calibration, WARMUP_S, calibrate, run, write_trace};
 use crate::measure::server::Server;
-use crate::measure::{bench, build, median_of, program, spread};
+use crate::measure::{build, median_of, program, spread};
 use crate::run::{say, target};
 
 /// What to compare.
@@ -77,10 +77,11 @@ pub(crate) fn fidelity(args: &FidelityArgs) -> Result<()> {
     let mix = Mix::prepare(args.mix)?;
     let calibration = calibrate(&mix)?;
     let server = mix.serve("quadrant", &calibration, 0.0)?;
-    let overheads = overheads(&mix, &server)?;
-    let observed = args.knee * OBSERVED_AT;
-    let trace = write_trace(&calibration, observed, args.seconds, OBSERVED_SEED)?;
-    let (_, workload, _) = live(args, (&mix, &server), &calibration, (&trace, observed))?;
+    let load = args.knee * OBSERVED_AT;
+    let trace = write_trace(&calibration, load, args.seconds, OBSERVED_SEED)?;
+    let (observed, workload, _) = live(args, (&mix, &server), &calibration, (&trace, load))?;
+    let played = simulate(args, &workload, &[], &trace)?;
+    let overheads = overheads(&observed, &played)?;
     for share in &args.shares {
         let load = share * args.knee;
         let (mut pairs, mut of_steps) = (Vec::new(), Vec::new());
@@ -129,25 +130,14 @@ fn live(
     Ok((point, workload, counted))
 }
 
-/// What a request of each model takes besides its step when it is alone: the client's latency less the step's
-/// time, in milliseconds.
-fn overheads(mix: &Mix, server: &Server) -> Result<Vec<(&'static str, f64)>> {
-    let of = |member: &super::mix::Member| {
-        let options =
-            ["--model", member.request, "--concurrency", "1", "--warmup", "0.5", "--duration", "1.5"];
-        let latency_ms = bench(&server.http, &options)?.total.latency_ms.p50;
-        let steps: Vec<Step> = serde_json::from_str(&server.page("/steps")?)?;
-        let times: Vec<f64> = steps
-            .iter()
-            .rev()
-            .filter(|step| step.model == member.name)
-            .take(100)
-            .map(|step| step.ended_ms - step.began_ms)
-            .collect();
-        ensure!(!times.is_empty(), "no steps of `{}`", member.name);
-        Ok((member.name, (latency_ms - median_of(times)).max(0.0)))
+/// What a request of each model takes besides waiting and its step, under load, in milliseconds: by how much
+/// the median of the observed run is above that of its simulation.
+fn overheads<'a>(observed: &Point, played: &'a Cell) -> Result<Vec<(&'a str, f64)>> {
+    let of = |model: &'a ModelCell| {
+        let (p50_ms, _) = observed.latency_ms.get(&model.name).context("both have the same models")?;
+        Ok((model.name.as_str(), (p50_ms - model.p50_ms).max(0.0)))
     };
-    mix.members().map(of).collect()
+    played.models.iter().map(of).collect()
 }
 
 /// The workload with the arrivals of a trace and everybody's overhead, played.
@@ -192,25 +182,26 @@ fn both(point: &Point, played: &Cell) -> Result<Vec<(String, Both)>> {
 
 fn tell(share: f64, load: f64, pairs: &[Vec<(String, Both)>], of_steps: &[Errors]) {
     say(&format!(
-        "at {share} of the knee, a load of {load:.3}; live, simulated, how far off, medians of the signs left out:"
+        "at {share} of the knee, a load of {load:.3}; live (smallest to largest), simulated, how far the medians \
+         are off (and single runs, in the median):"
     ));
     for (index, (name, _)) in pairs[0].iter().enumerate() {
         let of = |pick: &dyn Fn(&Both) -> f64| {
             median_of(pairs.iter().map(|models| pick(&models[index].1)).collect())
         };
-        let ratio = |(live, simulated): (f64, f64)| simulated / live.max(1e-9) - 1.0;
+        let told = |pick: fn(&Both) -> (f64, f64), unit: &str, off: fn(f64, f64) -> f64| {
+            let live = pairs.iter().map(|models| pick(&models[index].1).0).collect::<Vec<f64>>();
+            let (one, other) = (median_of(live.clone()), of(&|both| pick(both).1));
+            let single = of(&|both| off(pick(both).0, pick(both).1));
+            format!("{}, {other:.2}{unit} ({:.1}; {single:.1})", spread(&live, unit), off(one, other))
+        };
+        let points = |live: f64, simulated: f64| (simulated - live).abs();
+        let percent = |live: f64, simulated: f64| 100.0 * (simulated / live.max(1e-9) - 1.0).abs();
         say(&format!(
-            "  {name}: attainment {:.4} {:.4} ({:.1} points), p50 {:.2} {:.2} ms ({:.0} %), p99 {:.1} {:.1} ms \
-             ({:.0} %)",
-            of(&|both| both.attainment.0),
-            of(&|both| both.attainment.1),
-            of(&|both| 100.0 * (both.attainment.1 - both.attainment.0).abs()),
-            of(&|both| both.p50_ms.0),
-            of(&|both| both.p50_ms.1),
-            of(&|both| 100.0 * ratio(both.p50_ms).abs()),
-            of(&|both| both.p99_ms.0),
-            of(&|both| both.p99_ms.1),
-            of(&|both| 100.0 * ratio(both.p99_ms).abs()),
+            "  {name}: attainment {} points, p50 {} %, p99 {} %",
+            told(|both| (100.0 * both.attainment.0, 100.0 * both.attainment.1), " %", points),
+            told(|both| both.p50_ms, " ms", percent),
+            told(|both| both.p99_ms, " ms", percent),
         ));
     }
     let column = |pick: fn(&Errors) -> f64| of_steps.iter().map(pick).collect::<Vec<f64>>();

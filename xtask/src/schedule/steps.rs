@@ -18,7 +18,6 @@ pub(super) struct Step {
     width: usize,
     beside: Option<String>,
     pub(super) began_ms: f64,
-    pub(super) ended_ms: f64,
     predicted_ms: f64,
     real_ms: f64,
 }
@@ -68,8 +67,8 @@ mod tests {
 
     fn step(model: &str, predicted_ms: f64, real_ms: f64) -> Step {
         let (rows, width, beside) = (1, 1, None);
-        let (began_ms, ended_ms) = (0.0, real_ms);
-        Step { model: model.to_owned(), rows, width, beside, began_ms, ended_ms, predicted_ms, real_ms }
+        let began_ms = 0.0;
+        Step { model: model.to_owned(), rows, width, beside, began_ms, predicted_ms, real_ms }
     }
 
     #[test]
