@@ -31,8 +31,9 @@ const ASKED_OVER: Duration = Duration::from_secs(1);
 const LEVEL_HOLDS: Duration = Duration::from_millis(100);
 /// Those who ask for less than this share of the level are left room. The others take part in the overload.
 const FAR_BELOW: f64 = 0.5;
-/// What is left for those far below the level, over what they asked for on average: they do not ask evenly.
-const LEFT_OVER_ASKED: f64 = 2.0;
+/// What is left for those far below the level is what they asked for on average, and as much again because
+/// they do not ask evenly; or this share of the time, because the speed of cores varies too.
+const LEFT_BESIDES: f64 = 0.2;
 /// The share of a request's time that is left for them at most.
 const LEFT_MAX: f64 = 0.9;
 /// A model that had less than this share of what the refused had gives way to nobody.
@@ -142,7 +143,9 @@ impl Level {
     /// The room that a request leaves free whose model asks for so much and which has `span` time.
     pub(crate) fn reserve(&self, asks: f64, span: Duration) -> Duration {
         match self.level {
-            Some(level) if asks > level => span.mul_f64((LEFT_OVER_ASKED * self.modest).min(LEFT_MAX)),
+            Some(level) if asks > level && self.modest > 0.0 => {
+                span.mul_f64((self.modest + self.modest.max(LEFT_BESIDES)).min(LEFT_MAX))
+            }
             Some(_) | None => Duration::ZERO,
         }
     }
@@ -207,7 +210,7 @@ mod tests {
             let reserve = level.reserve(of, span).as_secs_f64() * 1e3;
             assert!((reserve - expect_ms as f64).abs() < 1e-6, "{asks:?} {of}: {reserve}");
         };
-        check(&[0.05, 2.0], 2.0, 10);
+        check(&[0.05, 2.0], 2.0, 25);
         check(&[0.05, 2.0], 0.05, 0);
         check(&[0.3, 0.3, 0.3], 0.3, 0);
         // All ask for more than they can have, so nobody is owed anything beforehand.
