@@ -10,7 +10,7 @@ use quadrant_policy::{
     Action, Cost, Discipline, Event, LaneShape, Limits, ModelTerms, Policy, Step, StepOutcome, StepReport,
     Unmet,
 };
-use quadrant_sim::{Experiment, Scenario, Served, Truth, run, run_unchecked};
+use quadrant_sim::{Experiment, Scenario, Served, Truth, Unsteady, run, run_unchecked};
 use quadrant_types::{
     CoreSet, LaneId, ModelId, Objective, Priority, Request, RequestId, SchedulingClass, ShapeId, TenantId,
     Time, Work,
@@ -220,7 +220,7 @@ pub(crate) fn simulation() -> Result<()> {
         overhead: Duration::ZERO,
     };
     let models = [("a", 10.6), ("b", 3.6), ("c", 3.4), ("d", 2.8), ("e", 0.17)].map(served).to_vec();
-    let experiment = Experiment { cores: 2, limits: Limits::default(), models };
+    let experiment = Experiment { cores: 2, unsteady: Unsteady::NONE, limits: Limits::default(), models };
     let rate = |seconds: f64, play: fn(&Scenario) -> Result<u64>| -> Result<f64> {
         let mut random = fastrand::Rng::with_seed(1);
         let mut stream = |rate: &f64| {

@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use fit::{Model, Observed, Step};
+use fit::{Model, Observed, Step, Unsteady};
 
 /// Bytes of an answer that are read.
 const ANSWER_BYTES_MAX: u64 = 64 << 20;
@@ -45,6 +45,7 @@ struct Workload {
     seconds: f64,
     cores: usize,
     arrivals: Arrivals,
+    unsteady: Unsteady,
     models: Vec<Observed>,
 }
 
@@ -69,8 +70,8 @@ pub(crate) fn run(args: &ObserveArgs) -> Result<()> {
     let steps = steps.context("the server's steps are not what `quadrant` would say")?;
     ensure!(!steps.is_empty(), "the server has run no step yet; send it some requests first");
     let seen = fit::cores(&steps);
-    let observed = fit::observe(&models, &steps);
-    ensure!(!observed.is_empty(), "the steps that the server remembers are of models that it no longer has");
+    let (models, unsteady) = fit::observe(&models, &steps);
+    ensure!(!models.is_empty(), "the steps that the server remembers are of models that it no longer has");
     println!(
         "# What {} steps on {} showed, in {:.1} s at a load of {:.2}. Times are those of one core.",
         steps.len(),
@@ -79,8 +80,8 @@ pub(crate) fn run(args: &ObserveArgs) -> Result<()> {
         fit::load(&steps, seen)
     );
     let cores = args.cores.unwrap_or(seen);
-    let workload =
-        Workload { seconds: 60.0, cores, arrivals: Arrivals { kind: "poisson" }, models: observed };
+    let arrivals = Arrivals { kind: "poisson" };
+    let workload = Workload { seconds: 60.0, cores, arrivals, unsteady, models };
     print!("{}", toml::to_string(&workload)?);
     Ok(())
 }

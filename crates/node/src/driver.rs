@@ -332,10 +332,11 @@ impl Driver {
 
     /// What the metrics show of the present state.
     pub(crate) fn snapshot(&self, registry: &Registry) -> Snapshot {
-        let models = registry.entries();
+        let (models, now) = (registry.entries(), self.clock.now());
         self.visit(|core| Snapshot {
             queued: models.iter().map(|model| core.policy.queued(model.id)).collect(),
             lanes_stalled: core.policy.stalled_lanes().count(),
+            slowdowns: core.policy.slowdowns(now).collect(),
             violated: core.policy.violated_invariant(),
             models,
         })

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use prometheus::core::Collector;
 use prometheus::{
-    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
 };
 use quadrant_types::{Ending, Error, LaneId, StepId, TenantId};
@@ -42,6 +42,7 @@ pub(crate) struct Telemetry {
     tenants: IntCounterVec,
     names: Arc<Tenants>,
     lanes_stalled: IntGauge,
+    slowdown: GaugeVec,
     resident_bytes: IntGauge,
     invariant_violations: IntCounter,
 }
@@ -55,7 +56,7 @@ struct Families {
     totals_us: Vec<IntCounterVec>,
     histograms_us: Vec<HistogramVec>,
     pending: IntGaugeVec,
-    load_seconds: prometheus::GaugeVec,
+    load_seconds: GaugeVec,
     codes: IntCounterVec,
     ratio: HistogramVec,
     objectives: IntCounterVec,
@@ -69,6 +70,8 @@ pub(crate) struct Snapshot {
     /// Requests waiting, model by model.
     pub(crate) queued: Vec<usize>,
     pub(crate) lanes_stalled: usize,
+    /// How many times longer than usually steps take on each core.
+    pub(crate) slowdowns: Vec<(usize, f64)>,
     pub(crate) violated: Option<&'static str>,
 }
 
@@ -107,6 +110,17 @@ impl Telemetry {
             ),
             names,
             lanes_stalled: gauge("quadrant_lanes_stalled", "Lanes whose step runs far longer than predicted"),
+            slowdown: keep(
+                &registry,
+                GaugeVec::new(
+                    Opts::new(
+                        "quadrant_core_slowdown",
+                        "How many times longer than usually steps take on this core at present",
+                    ),
+                    &["core"],
+                )
+                .expect("the name is valid"),
+            ),
             resident_bytes: gauge("quadrant_resident_bytes", "Resident memory of the process"),
             invariant_violations: counter(
                 "quadrant_invariant_violations_total",
@@ -126,6 +140,9 @@ impl Telemetry {
             model.metrics.pending.set(i64::try_from(*queued).unwrap_or(i64::MAX));
         }
         self.lanes_stalled.set(i64::try_from(snapshot.lanes_stalled).unwrap_or(i64::MAX));
+        for (core, slowdown) in &snapshot.slowdowns {
+            self.slowdown.with_label_values(&[core.to_string()]).set(*slowdown);
+        }
         let resident = quadrant_sys::resident_bytes().unwrap_or(0);
         self.resident_bytes.set(i64::try_from(resident).unwrap_or(i64::MAX));
         if let Some(invariant) = snapshot.violated {
@@ -237,10 +254,7 @@ impl Families {
             totals_us: STAGES.into_iter().map(total).collect(),
             histograms_us: STAGES.into_iter().map(histogram).collect(),
             pending: keep(registry, IntGaugeVec::new(gauge_opts, &model).expect("the name is valid")),
-            load_seconds: keep(
-                registry,
-                prometheus::GaugeVec::new(load_opts, &model).expect("the name is valid"),
-            ),
+            load_seconds: keep(registry, GaugeVec::new(load_opts, &model).expect("the name is valid")),
             codes: counters(
                 "quadrant_request_failures_total",
                 "Failed requests by error code",
@@ -291,7 +305,9 @@ mod tests {
         metrics.completed(&Timing::default(), Time::from_nanos(3_000_000));
         metrics.failed(ErrorCode::Cancelled);
         metrics.executed(4, Duration::from_millis(2), Duration::from_millis(1));
-        let snapshot = Snapshot { models: vec![], queued: vec![], lanes_stalled: 0, violated: None };
+        let slowdowns = vec![(3, 1.25)];
+        let snapshot =
+            Snapshot { models: vec![], queued: vec![], lanes_stalled: 0, slowdowns, violated: None };
         let text = telemetry.render(&snapshot);
         for line in [
             "# TYPE nv_inference_request_success counter",
@@ -303,6 +319,7 @@ mod tests {
             r#"nv_inference_request_duration_us{model="addsub",version="1"} 3000"#,
             r#"nv_inference_request_duration_histogram_us_bucket{model="addsub",version="1",le="5000"} 1"#,
             r#"nv_inference_pending_request_count{model="addsub",version="1"} 0"#,
+            r#"quadrant_core_slowdown{core="3"} 1.25"#,
         ] {
             assert!(text.lines().any(|have| have == line), "no line `{line}` in\n{text}");
         }

@@ -48,6 +48,16 @@ pub(crate) enum Beside {
     Usual,
 }
 
+/// Where a step would run, as far as its time depends on it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Setting {
+    /// Cores.
+    pub(crate) width: usize,
+    pub(crate) beside: Beside,
+    /// How many times longer than usually steps take on these cores at present.
+    pub(crate) slowdown: f64,
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Learnt {
     nanos: f64,
@@ -88,6 +98,13 @@ impl Costs {
             Some(learnt) => from_nanos(learnt.nanos),
             None => from_nanos(self.scaled(kind, bytes) * self.bias(kind.width)),
         }
+    }
+
+    /// What such a step usually takes, and by which share of that it rarely takes longer, if enough of its
+    /// kind were seen to tell what is the step's and what the core's.
+    pub(crate) fn usual(&self, kind: Kind) -> Option<(Duration, f64)> {
+        let settled = self.learnt.get(&kind).filter(|learnt| learnt.seen >= SETTLING);
+        settled.map(|learnt| (from_nanos(learnt.nanos), self.high - 1.0))
     }
 
     /// A time that such a step rarely exceeds.

@@ -13,10 +13,10 @@ use std::collections::BTreeSet;
 use std::ops::Bound;
 use std::time::Duration;
 
-use quadrant_types::{ModelId, RequestId, SchedulingClass, StepId, Time};
+use quadrant_types::{CoreSet, ModelId, RequestId, SchedulingClass, StepId, Time};
 
 use crate::admission::too_late;
-use crate::cost::{Beside, Kind};
+use crate::cost::{Beside, Kind, Setting};
 use crate::policy::Policy;
 use crate::queue::{Candidate, OrderKey};
 use crate::running::Running;
@@ -75,7 +75,12 @@ impl Policy {
             queue.costs.predict(kind, waiting.bytes_in)
         };
         let fastest = widths.iter().map(predicted).min().unwrap_or(Duration::ZERO);
-        now + fastest > waiting.deadline
+        now + fastest.mul_f64(self.slowdown.least(now)) > waiting.deadline
+    }
+
+    /// A step on all of these cores, at present.
+    fn setting(&self, now: Time, cores: CoreSet, beside: Beside) -> Setting {
+        Setting { width: cores.len(), beside, slowdown: self.slowdown.of(now, cores) }
     }
 
     fn give_up_late(&mut self, id: RequestId, actions: &mut Vec<Action>) {
@@ -116,6 +121,7 @@ impl Policy {
             kind: batch.kind,
             bytes: batch.bytes,
             predicted: batch.predicted,
+            slowdown: batch.slowdown,
             high: self.models[&model].costs.high(batch.predicted),
             deadline: batch.deadline,
             easy: batch.easy(),

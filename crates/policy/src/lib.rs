@@ -23,6 +23,7 @@ mod policy;
 mod queue;
 mod running;
 mod shares;
+mod slowdown;
 
 pub use event::{
     Action, Cost, Discipline, Event, LaneShape, Limits, ModelTerms, Requests, Step, StepOutcome, StepReport,

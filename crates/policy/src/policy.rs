@@ -17,6 +17,7 @@ use crate::load::Load;
 use crate::queue::{ModelQueue, OrderKey, Waiting};
 use crate::running::Running;
 use crate::shares::Shares;
+use crate::slowdown::Slowdown;
 use crate::{
     Action, Cost, Discipline, Event, LaneShape, Limits, ModelTerms, Requests, StepOutcome, StepReport, Unmet,
 };
@@ -48,6 +49,8 @@ pub struct Policy {
     /// When each live request is of no more use.
     pub(crate) expiries: BTreeSet<(Time, RequestId)>,
     pub(crate) load: Load,
+    /// How fast the cores are at present.
+    pub(crate) slowdown: Slowdown,
     pub(crate) fairness: Fairness,
     pub(crate) level: Level,
     pub(crate) queued: usize,
@@ -98,6 +101,7 @@ impl Policy {
             demand: Demand::new(limits.wait_max),
             expiries: BTreeSet::new(),
             load: Load::default(),
+            slowdown: Slowdown::new(cores),
             fairness: Fairness::default(),
             level: Level::default(),
             queued: 0,
@@ -149,6 +153,11 @@ impl Policy {
     /// Requests of this model that wait.
     pub fn queued(&self, model: ModelId) -> usize {
         self.models.get(&model).map_or(0, |queue| queue.waiting.len())
+    }
+
+    /// How many times longer than usually steps take on each core at present.
+    pub fn slowdowns(&self, now: Time) -> impl Iterator<Item = (usize, f64)> {
+        self.cores.cores().map(move |core| (core, self.slowdown.of(now, CoreSet::from_cores([core]))))
     }
 
     /// The model's measured costs as its steps turned out, to be kept for the next start.
@@ -337,7 +346,12 @@ impl Policy {
             return;
         }
         let actual = step.progress.saturating_sub(handoff);
-        queue.costs.learn(step.kind_seen(), step.bytes, step.predicted, actual);
+        let kind = step.kind_seen();
+        if let Some(usual) = queue.costs.usual(kind) {
+            self.slowdown.note(now, step.lane.cores, usual, actual);
+        }
+        let usually = |time: Duration| time.div_f64(step.slowdown);
+        queue.costs.learn(kind, step.bytes, usually(step.predicted), usually(actual));
         queue.doubt.note_learnt(now, step.predicted, actual);
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use quadrant_types::{LaneId, RequestId, ShapeId, Time};
 use smallvec::SmallVec;
 
-use crate::cost::{Beside, Costs, Kind};
+use crate::cost::{Costs, Kind, Setting};
 use crate::doubt::Doubt;
 use crate::fairness::Account;
 use crate::{Discipline, ModelTerms, Requests};
@@ -75,6 +75,8 @@ pub(crate) struct Candidate {
     pub(crate) kind: Kind,
     pub(crate) bytes: u64,
     pub(crate) predicted: Duration,
+    /// How many times longer than usually that is.
+    pub(crate) slowdown: f64,
     /// The earliest deadline in it.
     pub(crate) deadline: Time,
     /// Until when it pays to wait for more rows.
@@ -128,21 +130,18 @@ impl ModelQueue {
 
     /// The largest batch from this waiting request on, in order, of its shape, that is predicted to end by
     /// the earliest of its deadlines. At least the request itself.
-    pub(crate) fn batch_from(
-        &self,
-        head_key: OrderKey,
-        now: Time,
-        width: usize,
-        beside: Beside,
-    ) -> Candidate {
+    pub(crate) fn batch_from(&self, head_key: OrderKey, now: Time, setting: Setting) -> Candidate {
         let head = self.waiting[&head_key];
+        let Setting { width, beside, slowdown } = setting;
+        let predict = |kind, bytes| self.costs.predict(kind, bytes).mul_f64(slowdown);
         let kind = |rows| Kind { shape: head.shape, rows, width, beside };
         let mut batch = Candidate {
             keys: SmallVec::new(),
             requests: Requests::new(),
             kind: kind(head.rows),
             bytes: head.bytes_in,
-            predicted: self.costs.predict(kind(head.rows), head.bytes_in),
+            predicted: predict(kind(head.rows), head.bytes_in),
+            slowdown,
             deadline: head.deadline,
             ripe_at: Time::ZERO,
         };
@@ -165,10 +164,10 @@ impl ModelQueue {
             }
             let larger = kind(batch.kind.rows.saturating_add(waiting.rows));
             let bytes = batch.bytes + waiting.bytes_in;
-            let predicted = self.costs.predict(larger, bytes);
+            let predicted = predict(larger, bytes);
             let deadline = batch.deadline.min(waiting.deadline);
             let fits = larger.rows <= self.terms.rows_max;
-            let alone = || self.costs.predict(kind(waiting.rows), waiting.bytes_in);
+            let alone = || predict(kind(waiting.rows), waiting.bytes_in);
             let may = || {
                 now + self.surely(predicted) <= deadline && self.joins(batch.predicted + alone(), predicted)
             };
@@ -253,6 +252,7 @@ impl ModelQueue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cost::Beside;
     use crate::{Cost, Unmet};
 
     const MS: u64 = 1_000_000;
@@ -287,7 +287,8 @@ mod tests {
     }
 
     fn first(queue: &ModelQueue) -> Candidate {
-        queue.batch_from(queue.head().unwrap(), Time::ZERO, 1, Beside::Nothing)
+        let setting = Setting { width: 1, beside: Beside::Nothing, slowdown: 1.0 };
+        queue.batch_from(queue.head().unwrap(), Time::ZERO, setting)
     }
 
     fn batch(requests: &[(u64, u32, u32)], rows_max: u32) -> Vec<u64> {

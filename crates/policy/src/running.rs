@@ -27,6 +27,8 @@ pub(crate) struct Running {
     pub(crate) kind: Kind,
     pub(crate) bytes: u64,
     pub(crate) predicted: Duration,
+    /// How many times longer than usually that is.
+    pub(crate) slowdown: f64,
     /// The same as it is rarely exceeded.
     pub(crate) high: Duration,
     /// When its first request is to be done; [`Time::MAX`] for best effort.

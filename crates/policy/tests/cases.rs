@@ -315,3 +315,31 @@ fn what_runs_keeps_the_margin_that_it_was_admitted_with() {
     bench.at(1, Event::Arrived(short(3, 1, 16)));
     assert_eq!(bench.said(), ["s2 runs r3 on l0"]);
 }
+
+#[test]
+fn work_goes_to_the_core_that_is_faster_at_present() {
+    let mut bench = Bench::new(&[&[0], &[1]]);
+    bench.up_taking(20 * MS, 0, 1, 1, Duration::ZERO);
+    // On both cores at once; in the end lane 0 takes half as long again.
+    let (mut now, mut id) = (0, 0);
+    for round in 0..12 {
+        for request in [id, id + 1] {
+            bench.at(now, Event::Arrived(due(request, now, 1, 1_000)));
+        }
+        let first_on_0 = bench.said()[0].ends_with("l0");
+        let (slow, fast) = if first_on_0 { (id, id + 1) } else { (id + 1, id) };
+        bench.ended(now + 20, fast, StepOutcome::Completed);
+        bench.ended(now + if round < 8 { 20 } else { 30 }, slow, StepOutcome::Completed);
+        bench.said();
+        (now, id) = (now + 50, id + 2);
+    }
+    bench.at(now, Event::Arrived(due(id, now, 1, 1_000)));
+    assert_eq!(bench.said(), [format!("s{id} runs r{id} on l1")]);
+    let slowdowns: Vec<f64> = bench.policy.slowdowns(at(now)).map(|(_, slowdown)| slowdown).collect();
+    assert!(slowdowns[0] > 1.2 * slowdowns[1], "{slowdowns:?}");
+    // After a while nothing is known any more, and the first is as good as the other.
+    bench.ended(now + 20, id, StepOutcome::Completed);
+    bench.said();
+    bench.at(now + 10_000, Event::Arrived(due(id + 1, now + 10_000, 1, 20_000)));
+    assert_eq!(bench.said(), [format!("s{} runs r{} on l0", id + 1, id + 1)]);
+}

@@ -6,13 +6,14 @@
 //! The device believes nothing: a step on a lane it does not have, or where another of its class still
 //! runs, is an error of whoever sent it.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use quadrant_policy::{LaneShape, Step, StepOutcome, StepReport};
 use quadrant_types::{CoreSet, Error, ErrorCode, SchedulingClass, StepId, Time, Work};
 
 use crate::workload::Sent;
-use crate::{Faults, ModelPlan, Scenario, Truth};
+use crate::{Faults, ModelPlan, Scenario, Truth, Unsteady};
 
 /// A stalled step runs this many times its time.
 const STALL_FACTOR: f64 = 50.0;
@@ -22,6 +23,9 @@ pub(crate) struct Device {
     lanes: Vec<LaneShape>,
     /// Whether each model has a lane to itself; then steps may share cores.
     own_lanes: bool,
+    unsteady: Unsteady,
+    /// How much slower each core is than usual, and until when.
+    slowness: BTreeMap<usize, (f64, Time)>,
     faults: Faults,
     /// What is true of each model.
     truths: Vec<Truth>,
@@ -64,6 +68,8 @@ impl Device {
         Self {
             lanes: scenario.lanes.clone(),
             own_lanes: scenario.models.iter().any(|model| model.terms.lane.is_some()),
+            unsteady: scenario.unsteady,
+            slowness: BTreeMap::new(),
             faults: scenario.faults,
             truths: scenario.models.iter().map(|model| model.truth.clone()).collect(),
             running: Vec::new(),
@@ -104,13 +110,14 @@ impl Device {
             (truth, true) => (truth.noise * self.normal()).exp(),
             (_, false) => 1.0,
         };
+        let slowness = self.slowness(now, lane.cores);
         self.running.push(Active {
             step: step.id,
             lane,
             model: step.model.0 as usize,
             began: now,
             ran: Duration::ZERO,
-            left: plain * noise * if stalls { STALL_FACTOR } else { 1.0 },
+            left: plain * noise * slowness * if stalls { STALL_FACTOR } else { 1.0 },
             rate: 0.0,
             delay,
             fails,
@@ -187,6 +194,27 @@ impl Device {
         let urgent = |other: &Active| other.lane.class == SchedulingClass::Urgent;
         active.lane.class == SchedulingClass::Idle
             && self.running.iter().any(|other| urgent(other) && other.lane.cores.overlaps(active.lane.cores))
+    }
+
+    /// How much slower than usual the slowest of these cores is. It stays so for a step, which is short
+    /// compared with how long that lasts.
+    fn slowness(&mut self, now: Time, cores: CoreSet) -> f64 {
+        let Unsteady { deviation, phase } = self.unsteady;
+        if deviation <= 0.0 {
+            return 1.0;
+        }
+        let mut slowest = 0.0_f64;
+        for core in cores.cores() {
+            let known = self.slowness.get(&core).copied().filter(|(_, until)| now < *until);
+            let (slowness, _) = known.unwrap_or_else(|| {
+                let until = now + phase.mul_f64(-(1.0 - self.random.f64()).ln());
+                let fresh = ((deviation * self.normal()).exp(), until);
+                self.slowness.insert(core, fresh);
+                fresh
+            });
+            slowest = slowest.max(slowness);
+        }
+        slowest
     }
 
     fn draw(&mut self) -> f64 {

@@ -7,7 +7,9 @@ use std::time::Duration;
 use quadrant_policy::{Cost, Discipline, LaneShape, Limits, ModelTerms, Unmet};
 use quadrant_types::{CoreSet, LaneId, Priority, SchedulingClass, Time};
 
-use crate::{Arrivals, Faults, ModelPlan, Range, Report, Scenario, Traffic, Truth, Violation, run_unchecked};
+use crate::{
+    Arrivals, Faults, ModelPlan, Range, Report, Scenario, Traffic, Truth, Unsteady, Violation, run_unchecked,
+};
 
 /// How long a run goes on after its last arrival, so that everything ends.
 const AFTERMATH: Duration = Duration::from_secs(120);
@@ -17,6 +19,8 @@ const AFTERMATH: Duration = Duration::from_secs(120);
 pub struct Experiment {
     /// Cores that compute.
     pub cores: usize,
+    /// How their speed varies.
+    pub unsteady: Unsteady,
     /// The scheduler's bounds.
     pub limits: Limits,
     /// What is served.
@@ -92,6 +96,7 @@ impl Experiment {
             weights: Vec::new(),
             limits: self.limits,
             models: self.models.iter().enumerate().map(plan).collect(),
+            unsteady: self.unsteady,
             faults: Faults::NONE,
             drain_at: last + AFTERMATH,
         }

@@ -21,5 +21,5 @@ mod workload;
 
 pub use experiment::{Experiment, Outcome, Served};
 pub use report::{LogHash, ModelReport, Report, Span};
-pub use scenario::{Arrivals, Faults, ModelPlan, Range, Scenario, Traffic, Truth};
+pub use scenario::{Arrivals, Faults, ModelPlan, Range, Scenario, Traffic, Truth, Unsteady};
 pub use simulation::{Scheduler, Violation, policy, run, run_unchecked, run_with};

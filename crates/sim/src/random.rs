@@ -5,7 +5,7 @@ use std::time::Duration;
 use quadrant_policy::{Cost, Discipline, LaneShape, Limits, ModelTerms, Unmet};
 use quadrant_types::{CoreSet, LaneId, SchedulingClass, Time};
 
-use crate::{Arrivals, Faults, ModelPlan, Range, Scenario, Traffic, Truth};
+use crate::{Arrivals, Faults, ModelPlan, Range, Scenario, Traffic, Truth, Unsteady};
 
 /// Traffic comes within about this long, in microseconds.
 const SPAN_US: u64 = 200_000;
@@ -38,6 +38,7 @@ impl Scenario {
             weights: (0..3).map(|_| draw.u32(1..=5)).collect(),
             limits,
             models,
+            unsteady: random_unsteadiness(draw),
             faults: random_faults(draw),
             drain_at: time(draw.u64(span / 2..=span)),
         }
@@ -85,6 +86,10 @@ fn random_limits(random: &mut fastrand::Rng) -> Limits {
         stall_floor: pick(random, &[ms(1), ms(20), ms(1_000)]),
         best_effort_floor_permille: pick(random, &[0, 50, 300]),
     }
+}
+
+fn random_unsteadiness(random: &mut fastrand::Rng) -> Unsteady {
+    Unsteady { deviation: pick(random, &[0.0, 0.0, 0.2, 0.6]), phase: pick(random, &[ms(1), ms(30)]) }
 }
 
 fn random_faults(random: &mut fastrand::Rng) -> Faults {

@@ -21,6 +21,8 @@ pub struct Scenario {
     pub weights: Vec<u32>,
     /// What is served; the first has [`quadrant_types::ModelId`] 0.
     pub models: Vec<ModelPlan>,
+    /// How the speed of its cores varies.
+    pub unsteady: Unsteady,
     /// What goes wrong.
     pub faults: Faults,
     /// When draining begins.
@@ -189,6 +191,21 @@ pub enum Arrivals {
         /// How many in all.
         count: usize,
     },
+}
+
+/// Cores whose speed varies, each by itself: for a while all of its steps take longer, or less, because of
+/// what shares the core with them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Unsteady {
+    /// The standard deviation of the logarithm of a core's slowness.
+    pub deviation: f64,
+    /// How long it lasts, in the mean; exponentially distributed.
+    pub phase: Duration,
+}
+
+impl Unsteady {
+    /// Cores that are always equally fast.
+    pub const NONE: Self = Self { deviation: 0.0, phase: Duration::ZERO };
 }
 
 /// Faults of the device and of the driver; shares are of steps.

@@ -1,5 +1,6 @@
 //! From a log of steps to what the simulated device obeys: the cost of a step and of each row, the gain of
-//! more cores, how much longer it takes beside each other model, and how its time scatters around that.
+//! more cores, how much longer it takes beside each other model, how its time scatters around that, and how
+//! much of it is because a core as a whole is slower for a while.
 //!
 //! Everything is a median, so that a few disturbed steps change nothing; what was not seen often enough falls
 //! back on what was measured when the model was loaded, or on no effect.
@@ -14,6 +15,16 @@ const STEPS_MIN: usize = 8;
 const ALONE: f64 = 0.1;
 /// and beside a model if that ran for more than this share.
 const BESIDE: f64 = 0.6;
+/// Steps shorter than this say little about their core.
+const TELLING_MS: f64 = 1.0;
+/// Steps of a core are as near in time as this if they are of one phase,
+const NEAR_MS: f64 = 50.0;
+/// and this far apart if it is asked whether that has passed.
+const FAR_MS: (f64, f64) = (900.0, 1_100.0);
+/// How long phases may seem.
+const PHASE_MS: (f64, f64) = (50.0, 60_000.0);
+/// Logarithms of scatter beyond this count as this much.
+const LOG_MAX: f64 = 0.7;
 /// Quantiles of the scatter.
 const QUANTILES: usize = 65;
 
@@ -69,6 +80,13 @@ pub(super) struct Observed {
     beside: BTreeMap<String, f64>,
 }
 
+/// How the speed of cores varies.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(super) struct Unsteady {
+    deviation: f64,
+    phase_ms: f64,
+}
+
 /// The cores that had a step.
 pub(super) fn cores(steps: &[Step]) -> usize {
     let mut cores: Vec<&str> = steps.iter().flat_map(|step| step.cores.split(',')).collect();
@@ -92,11 +110,66 @@ fn core_ms<'a>(steps: impl Iterator<Item = &'a Step>) -> f64 {
     steps.map(|step| step.real_ms * step.width as f64).sum()
 }
 
-/// What the steps show of each model that the server has.
-pub(super) fn observe(models: &[Model], steps: &[Step]) -> Vec<Observed> {
+/// What the steps show of each model that the server has, and of the cores.
+pub(super) fn observe(models: &[Model], steps: &[Step]) -> (Vec<Observed>, Unsteady) {
     let seen = neighbours(steps);
     let all = core_ms(steps.iter()).max(1e-9);
-    models.iter().map(|model| of_model(model, &seen, all)).collect()
+    let (mut observed, scatters): (Vec<_>, Vec<_>) =
+        models.iter().map(|model| of_model(model, &seen, all)).unzip();
+    let unsteady = unsteady(scatters.iter().flatten());
+    for (model, scatter) in observed.iter_mut().zip(&scatters) {
+        model.spread = spread(scatter, unsteady.deviation);
+    }
+    (observed, unsteady)
+}
+
+/// A step, and the logarithm of its time over what was to be expected.
+struct Scatter<'a> {
+    step: &'a Step,
+    log: f64,
+}
+
+/// What the scatter of successive steps of a core has in common is how fast the core is; how much of it is
+/// left a second later says how long that lasts.
+fn unsteady<'a>(scatter: impl Iterator<Item = &'a Scatter<'a>>) -> Unsteady {
+    let mut telling: Vec<&Scatter<'_>> = scatter.collect();
+    telling.retain(|scatter| scatter.step.width == 1 && scatter.step.real_ms >= TELLING_MS);
+    telling.sort_by(|one, other| one.step.began_ms.total_cmp(&other.step.began_ms));
+    let mean = telling.iter().map(|scatter| clipped(scatter)).sum::<f64>() / telling.len().max(1) as f64;
+    let (mut near, mut far) = (Vec::new(), Vec::new());
+    for (index, first) in telling.iter().enumerate() {
+        let later = telling[index + 1..].iter().filter(|later| later.step.cores == first.step.cores);
+        let gap = |later: &&&Scatter<'_>| later.step.began_ms - first.step.ended_ms;
+        let common = |later: &&Scatter<'_>| (clipped(first) - mean) * (clipped(later) - mean);
+        near.extend(later.clone().find(|later| gap(later) >= 0.0).filter(|it| gap(it) < NEAR_MS).map(common));
+        let then = later.take_while(|later| gap(later) < FAR_MS.1);
+        far.extend(then.filter(|later| gap(later) >= FAR_MS.0).map(common));
+    }
+    let average = |of: &[f64]| of.iter().sum::<f64>() / of.len().max(1) as f64;
+    let variance = average(&near).max(0.0);
+    let left = (average(&far) / variance.max(1e-9)).clamp(1e-6, 1.0 - 1e-6);
+    let apart_ms = f64::midpoint(FAR_MS.0, FAR_MS.1);
+    let phase_ms = (-apart_ms / left.ln()).clamp(PHASE_MS.0, PHASE_MS.1);
+    Unsteady { deviation: rounded(variance.sqrt()), phase_ms: phase_ms.round() }
+}
+
+fn clipped(scatter: &Scatter<'_>) -> f64 {
+    scatter.log.clamp(-LOG_MAX, LOG_MAX)
+}
+
+/// Quantiles of the times of steps over what was to be expected, without what is their cores'.
+fn spread(scatter: &[Scatter<'_>], of_cores: f64) -> Vec<f64> {
+    if scatter.len() < QUANTILES {
+        return Vec::new();
+    }
+    let mut logs: Vec<f64> = scatter.iter().map(|scatter| scatter.log).collect();
+    logs.sort_by(f64::total_cmp);
+    let count = scatter.len() as f64;
+    let mean = scatter.iter().map(clipped).sum::<f64>() / count;
+    let variance = scatter.iter().map(|scatter| (clipped(scatter) - mean).powi(2)).sum::<f64>() / count;
+    let own = (1.0 - of_cores.powi(2) / variance.max(1e-9)).max(0.0).sqrt();
+    let quantile = |index: usize| logs[index * (logs.len() - 1) / (QUANTILES - 1)];
+    (0..QUANTILES).map(|index| rounded((own * quantile(index)).exp())).collect()
 }
 
 /// A step, and for which share of it each model ran on other cores.
@@ -138,8 +211,8 @@ fn overlap<'a>(step: &Step, other: &'a Step) -> Option<(&'a str, f64)> {
     (within > 0.0 && !shares).then_some((other.model.as_str(), within * active / took))
 }
 
-fn of_model(model: &Model, all: &[Seen<'_>], all_core_ms: f64) -> Observed {
-    let own: Vec<&Seen<'_>> = all.iter().filter(|seen| seen.step.model == model.model).collect();
+fn of_model<'a>(model: &Model, all: &[Seen<'a>], all_core_ms: f64) -> (Observed, Vec<Scatter<'a>>) {
+    let own: Vec<&Seen<'a>> = all.iter().filter(|seen| seen.step.model == model.model).collect();
     let (step_ms, row_ms) = step_and_row(model, &own);
     let gain = wide_gain(model, &own);
     let plain = |seen: &Seen<'_>| {
@@ -152,12 +225,12 @@ fn of_model(model: &Model, all: &[Seen<'_>], all_core_ms: f64) -> Observed {
             seen.beside.iter().map(|(name, share)| share * (beside.get(*name).unwrap_or(&1.0) - 1.0));
         plain(seen) * (1.0 + longer.sum::<f64>()).max(0.1)
     };
-    let mut ratios: Vec<f64> = own.iter().map(|seen| seen.step.real_ms / usual(seen).max(1e-6)).collect();
-    ratios.sort_by(f64::total_cmp);
-    let quantile = |index: usize| rounded(ratios[index * (ratios.len() - 1) / (QUANTILES - 1)]);
-    let enough = ratios.len() >= QUANTILES;
-    let spread = if enough { (0..QUANTILES).map(quantile).collect() } else { Vec::new() };
-    Observed {
+    let scatter = |seen: &&Seen<'a>| {
+        let log = (seen.step.real_ms.max(1e-6) / usual(seen).max(1e-6)).ln();
+        Scatter { step: seen.step, log }
+    };
+    let scatter = own.iter().map(scatter).collect();
+    let observed = Observed {
         name: model.model.clone(),
         step_ms: rounded(step_ms.max(0.001)),
         row_ms: rounded(row_ms),
@@ -168,9 +241,10 @@ fn of_model(model: &Model, all: &[Seen<'_>], all_core_ms: f64) -> Observed {
         share: rounded((core_ms(own.iter().map(|seen| seen.step)) / all_core_ms).max(1e-3)),
         delay_ms: model.delay_ms,
         crowding: 0.25,
-        spread,
+        spread: Vec::new(),
         beside: beside.into_iter().map(|(name, factor)| (name, rounded(factor))).collect(),
-    }
+    };
+    (observed, scatter)
 }
 
 /// The part of a step's time that it has anyhow, and that of each row, on one core, alone.
@@ -278,18 +352,38 @@ mod tests {
             steps.push(step("b", 1, 1, (at + 40.0, 15.0)));
         }
         assert_eq!(cores(&steps), 2);
-        let observed = observe(&[model("a", 2, &[1]), model("b", 1, &[1])], &steps);
+        let (observed, unsteady) = observe(&[model("a", 2, &[1]), model("b", 1, &[1])], &steps);
         let a = &observed[0];
         assert!((a.step_ms - 6.0).abs() < 1e-6 && (a.row_ms - 4.0).abs() < 1e-6, "{a:?}");
         assert!((a.beside["b"] - 1.5).abs() < 1e-6, "{a:?}");
         assert!(a.spread.iter().all(|ratio| (ratio - 1.0).abs() < 1e-3), "{a:?}");
+        assert!(unsteady.deviation < 1e-3, "{unsteady:?}");
         assert!((observed.iter().map(|model| model.share).sum::<f64>() - 1.0).abs() < 1e-3);
+    }
+
+    #[test]
+    fn what_successive_steps_have_in_common_is_their_cores() {
+        // Two cores, each a third slower in every other half second of its own; besides, every step scatters.
+        let mut steps = Vec::new();
+        for index in 0..4_000_u32 {
+            let at = f64::from(index) * 15.0;
+            for core in [0, 1] {
+                let slow = ((at / 500.0) as usize).is_multiple_of(2 + core);
+                let own = [0.95, 1.0, 1.05][(index as usize * 7 + core) % 3];
+                steps.push(step("a", core, 1, (at, if slow { 12.0 } else { 9.0 } * own)));
+            }
+        }
+        let (observed, unsteady) = observe(&[model("a", 1, &[1])], &steps);
+        assert!((0.11..0.16).contains(&unsteady.deviation), "{unsteady:?}");
+        assert!((100.0..2_000.0).contains(&unsteady.phase_ms), "{unsteady:?}");
+        let spread = &observed[0].spread;
+        assert!(spread[QUANTILES - 1] / spread[0] < 1.3, "the cores' part is left out: {spread:?}");
     }
 
     #[test]
     fn what_was_not_seen_is_what_was_measured_at_load() {
         let steps = [step("a", 0, 1, (0.0, 10.0))];
-        let unseen = &observe(&[model("b", 1, &[1, 2])], &steps)[0];
+        let unseen = &observe(&[model("b", 1, &[1, 2])], &steps).0[0];
         assert_eq!((unseen.step_ms, unseen.row_ms, unseen.wide_gain), (9.0, 0.0, Some(1.0)));
         assert!(unseen.spread.is_empty());
     }

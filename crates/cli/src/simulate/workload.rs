@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use quadrant_bench::read_trace;
 use quadrant_policy::Limits;
-use quadrant_sim::{Experiment, Served, Truth};
+use quadrant_sim::{Experiment, Served, Truth, Unsteady};
 use quadrant_traffic::{FunctionTrace, Process, Replay, arrivals};
 use quadrant_types::Priority;
 use serde::Deserialize;
@@ -49,6 +49,7 @@ struct Written {
     #[serde(default)]
     best_effort_floor: Option<f64>,
     arrivals: WrittenArrivals,
+    unsteady: Option<WrittenUnsteady>,
     models: Vec<WrittenModel>,
 }
 
@@ -60,6 +61,13 @@ struct WrittenArrivals {
     minute_s: Option<f64>,
     burstiness: Option<f64>,
     trace: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenUnsteady {
+    deviation: f64,
+    phase_ms: f64,
 }
 
 #[derive(Deserialize)]
@@ -128,7 +136,12 @@ impl Workload {
             ..Limits::default()
         };
         Ok(Self {
-            experiment: Experiment { cores: written.cores, limits, models },
+            experiment: Experiment {
+                cores: written.cores,
+                unsteady: written.unsteady.as_ref().map_or(Ok(Unsteady::NONE), unsteady)?,
+                limits,
+                models,
+            },
             seconds: written.seconds,
             seed: written.seed,
             source: source(&written.arrivals, (written.seconds, &names))?,
@@ -218,6 +231,12 @@ fn source(written: &WrittenArrivals, run: (f64, &[&str])) -> Result<Source> {
             "`arrivals.kind` must be `constant`, `poisson`, `gamma`, `functions` or `recorded`, not `{other}`"
         ),
     })
+}
+
+fn unsteady(written: &WrittenUnsteady) -> Result<Unsteady> {
+    within("unsteady.deviation", written.deviation, (0.0, 2.0))?;
+    within("unsteady.phase_ms", written.phase_ms, (1.0, 1e6))?;
+    Ok(Unsteady { deviation: written.deviation, phase: Duration::from_secs_f64(written.phase_ms / 1e3) })
 }
 
 fn served(written: &WrittenModel, names: &[&str]) -> Result<Served> {

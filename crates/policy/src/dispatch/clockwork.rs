@@ -22,7 +22,8 @@ impl Policy {
                 walk = Walk::default();
                 continue;
             }
-            let batch = self.models[&model].batch_from(key, now, width, Beside::Nothing);
+            let setting = self.setting(now, lane.cores, Beside::Nothing);
+            let batch = self.models[&model].batch_from(key, now, setting);
             if batch.ripe_at > now {
                 self.wait_until_ripe(batch.ripe_at, &mut walk);
             } else {

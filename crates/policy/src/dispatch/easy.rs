@@ -7,7 +7,7 @@ use quadrant_types::{CoreSet, ModelId, RequestId, SchedulingClass, ShapeId, Time
 
 use super::quadrant::{PASSED_OVER_MAX, WIDE_GAIN};
 use super::slots::Slots;
-use crate::cost::{Beside, Kind};
+use crate::cost::{Beside, Kind, Setting};
 use crate::policy::Policy;
 use crate::queue::{BATCH_SCAN_MAX, Candidate, OrderKey};
 use crate::{Action, LaneShape};
@@ -89,8 +89,9 @@ impl Policy {
             let is_turn = || turn_is_open && lane.cores.overlaps(self.floor.turn());
             lane.cores.is_subset(slots.free) || (lane.cores.is_subset(slots.open) && is_turn())
         };
-        let lane = self.fitting(width, SchedulingClass::Urgent).find(usable)?;
-        let batch = queue.batch_from(key, now, width, self.beside(lane.cores));
+        let lane = self.fastest(now, self.fitting(width, SchedulingClass::Urgent).filter(usable))?;
+        let setting = Setting { width, ..self.setting(now, lane.cores, self.beside(lane.cores)) };
+        let batch = queue.batch_from(key, now, setting);
         if self.load.has_deadlines() {
             let twin = self.idle_twin(lane).filter(|_| lane.cores.is_subset(slots.free));
             return Some((twin.unwrap_or(lane), batch));
@@ -100,10 +101,12 @@ impl Policy {
         let widest = queue.terms.widths.last().copied().filter(|widest| *widest > width && to_spare);
         if let Some(widest) = widest {
             let kind = Kind { width: widest, beside: Beside::Nothing, ..batch.kind };
-            let gains = queue.costs.predict(kind, batch.bytes).mul_f64(WIDE_GAIN) < batch.predicted;
+            let usually = batch.predicted.div_f64(batch.slowdown);
+            let gains = queue.costs.predict(kind, batch.bytes).mul_f64(WIDE_GAIN) < usually;
             let may = |lane: &LaneShape| gains && lane.cores.is_subset(slots.free);
             if let Some(wide) = self.fitting(widest, SchedulingClass::Urgent).find(may) {
-                return Some((wide, queue.batch_from(key, now, wide.cores.len(), Beside::Nothing)));
+                let setting = self.setting(now, wide.cores, Beside::Nothing);
+                return Some((wide, queue.batch_from(key, now, setting)));
             }
         }
         Some((lane, batch))

@@ -18,7 +18,7 @@ impl Policy {
             if self.running.iter().any(|step| step.lane.id == lane.id) {
                 continue;
             }
-            let batch = queue.batch_from(key, now, lane.cores.len(), Beside::Usual);
+            let batch = queue.batch_from(key, now, self.setting(now, lane.cores, Beside::Usual));
             if batch.ripe_at > now {
                 self.wait_until_ripe(batch.ripe_at, &mut walk);
             } else {

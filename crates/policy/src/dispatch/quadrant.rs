@@ -10,7 +10,7 @@ use quadrant_types::{CoreSet, ModelId, SchedulingClass, Time};
 
 use super::Walk;
 use super::slots::Slots;
-use crate::cost::Beside;
+use crate::cost::{Beside, Setting};
 use crate::policy::Policy;
 use crate::queue::{Candidate, OrderKey};
 use crate::running::Running;
@@ -123,7 +123,7 @@ impl Policy {
         let Some(wide_lane) = self.fitting(width, SchedulingClass::Urgent).find(may) else {
             return Ok((lane, narrow));
         };
-        let wide = queue.batch_from(key, now, wide_lane.cores.len(), Beside::Nothing);
+        let wide = queue.batch_from(key, now, self.setting(now, wide_lane.cores, Beside::Nothing));
         let gains = wide.predicted.mul_f64(WIDE_GAIN) < narrow.predicted;
         Ok(if gains { (wide_lane, wide) } else { (lane, narrow) })
     }
@@ -139,8 +139,12 @@ impl Policy {
         let width = queue.terms.widths[0];
         let lanes =
             || self.fitting(width, SchedulingClass::Urgent).filter(|lane| lane.cores.is_subset(slots.open));
-        let batch = |lane: LaneShape| queue.batch_from(key, now, width, self.beside(lane.cores));
-        if let Some(lane) = lanes().find(|lane| lane.cores.is_subset(slots.free)) {
+        let batch = |lane: LaneShape| {
+            let setting = self.setting(now, lane.cores, self.beside(lane.cores));
+            queue.batch_from(key, now, Setting { width, ..setting })
+        };
+        let free = lanes().filter(|lane| lane.cores.is_subset(slots.free));
+        if let Some(lane) = self.fastest(now, free) {
             let batch = batch(lane);
             let twin = self.idle_twin(lane).filter(|_| self.load.is_long(batch.predicted));
             return Ok((twin.unwrap_or(lane), batch));
@@ -173,6 +177,12 @@ impl Policy {
         let lanes = self.fitting(lane.cores.len(), SchedulingClass::Urgent).count();
         let leaves_one = blocking.count() < lanes.saturating_sub(1).max(1);
         late_otherwise && leaves_one && now + batch.predicted <= self.pressing(lane.cores)
+    }
+
+    /// The lane whose cores are fastest at present, the first of equals.
+    pub(super) fn fastest(&self, now: Time, lanes: impl Iterator<Item = LaneShape>) -> Option<LaneShape> {
+        let slowdown = |lane: &LaneShape| self.slowdown.of(now, lane.cores);
+        lanes.min_by(|one, other| slowdown(one).total_cmp(&slowdown(other)))
     }
 
     /// What runs, or is likely to run, beside a step on these cores.

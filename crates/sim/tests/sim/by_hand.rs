@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use quadrant_policy::{Action, Cost, Discipline, Event, LaneShape, Limits, ModelTerms, Policy, Unmet};
 use quadrant_sim::{
-    Arrivals, Faults, ModelPlan, Range, Report, Scenario, Scheduler, Traffic, Truth, policy, run_with,
+    Arrivals, Faults, ModelPlan, Range, Report, Scenario, Scheduler, Traffic, Truth, Unsteady, policy,
+    run_with,
 };
 use quadrant_types::{CoreSet, Ending, LaneId, SchedulingClass, Time};
 
@@ -77,6 +78,7 @@ fn scenario(lanes: &[&[usize]], models: Vec<ModelPlan>) -> Scenario {
         weights: Vec::new(),
         limits: Limits { stall_floor: 20 * MS, ..Limits::default() },
         models,
+        unsteady: Unsteady::NONE,
         faults: Faults::NONE,
         drain_at: at(10_000),
     }
@@ -311,4 +313,19 @@ fn a_violation_says_how_to_see_it_again() {
     let violation = run_with(&scenario, 7, Silent).unwrap_err().to_string();
     assert!(violation.starts_with("seed `7` at 0.003000000s, after Arrived("), "{violation}");
     assert!(violation.contains("the next deadline is not after an expiry"), "{violation}");
+}
+
+#[test]
+fn a_core_stays_slow_or_fast_for_a_while() {
+    let every = Arrivals::Constant { start: Time::ZERO, every: 50 * MS, count: 200 };
+    let plan = model(1, 1, vec![Traffic::plain(every)]);
+    let unsteady = Unsteady { deviation: 0.3, phase: Duration::from_secs(2) };
+    let (lines, _) = play(&Scenario { unsteady, ..scenario(&[&[0]], vec![plan]) });
+    let at_ms = |line: &String| line.split(' ').next().and_then(|ms| ms.parse::<u32>().ok()).unwrap();
+    let of = |what: &str| lines.iter().filter(|line| line.contains(what)).map(at_ms).collect::<Vec<_>>();
+    let took: Vec<u32> =
+        of("completed").iter().zip(of(" on l")).map(|(ended, began)| ended - began).collect();
+    let changes = took.windows(2).filter(|pair| pair[0] != pair[1]).count();
+    // Ten seconds of phases of two.
+    assert!((1..30).contains(&changes) && took.len() == 200, "{changes} changes: {took:?}");
 }
