@@ -136,14 +136,14 @@ impl Policy {
         };
         let kind = |width| Kind { shape, rows, width, beside: Beside::Usual };
         let slowdown = self.slowdown.mean(now);
-        let own = |width: &usize| queue.costs.predict(kind(*width), bytes_in).mul_f64(slowdown);
+        let own = |width: &usize| queue.costs.predict_at(kind(*width), bytes_in, slowdown);
         // The narrowest that is fast enough, or the widest.
         let fits = |width: &&usize| now + queue.costs.high(own(width)) <= deadline;
         let width = *widths.iter().find(fits).unwrap_or(&widths[widths.len() - 1]);
         let own = own(&width);
         let start_by = deadline - queue.costs.high(own);
-        let marginal = queue.marginal(rows, kind(width), bytes_in / u64::from(rows.max(1)));
-        let marginal = marginal.mul_f64(slowdown) + self.handoff();
+        let row_bytes = bytes_in / u64::from(rows.max(1));
+        let marginal = queue.marginal(rows, kind(width), row_bytes, slowdown) + self.handoff();
         let share = width as f64 * self.per_core;
         // A step that is begun in time ends in time; so the work of list scheduling is due when its start
         // is, plus its own share (Graham, 1969).

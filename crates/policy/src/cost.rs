@@ -58,6 +58,15 @@ pub(crate) struct Setting {
     pub(crate) slowdown: f64,
 }
 
+/// What is known of a kind of step.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Usual {
+    /// What one takes on cores as fast as usually, in nanoseconds.
+    pub(crate) nanos: f64,
+    /// By which share of that it rarely takes longer.
+    pub(crate) scatter: f64,
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Learnt {
     nanos: f64,
@@ -90,21 +99,19 @@ impl Costs {
 
     /// The predicted time of a step with `bytes` input bytes in all, in the median.
     pub(crate) fn predict(&self, kind: Kind, bytes: u64) -> Duration {
+        self.predict_at(kind, bytes, 1.0)
+    }
+
+    /// The same on cores that are so many times slower than usually.
+    pub(crate) fn predict_at(&self, kind: Kind, bytes: u64, slowdown: f64) -> Duration {
         let known = self.learnt.get(&kind).or_else(|| {
             let usual = Kind { beside: Beside::Usual, ..kind };
             self.learnt.get(&usual).filter(|learnt| learnt.seen >= SETTLING)
         });
         match known {
-            Some(learnt) => from_nanos(learnt.nanos),
-            None => from_nanos(self.scaled(kind, bytes) * self.bias(kind.width)),
+            Some(learnt) => from_nanos(learnt.nanos * slowdown),
+            None => from_nanos(self.scaled(kind, bytes) * self.bias(kind.width) * slowdown),
         }
-    }
-
-    /// What such a step usually takes, and by which share of that it rarely takes longer, if enough of its
-    /// kind were seen to tell what is the step's and what the core's.
-    pub(crate) fn usual(&self, kind: Kind) -> Option<(Duration, f64)> {
-        let settled = self.learnt.get(&kind).filter(|learnt| learnt.seen >= SETTLING);
-        settled.map(|learnt| (from_nanos(learnt.nanos), self.high - 1.0))
     }
 
     /// A time that such a step rarely exceeds.
@@ -112,19 +119,32 @@ impl Costs {
         from_nanos(as_nanos(predicted) * self.high)
     }
 
-    /// Takes in that a step for which `predicted` was said took `actual`.
-    pub(crate) fn learn(&mut self, kind: Kind, bytes: u64, predicted: Duration, actual: Duration) {
-        let actual = as_nanos(actual).max(1.0);
+    /// Takes in that a step for which `predicted` was said took `actual` on cores so many times slower than
+    /// usually. Says what was known of its kind, if enough of it was seen to tell what is the step's and what
+    /// the core's.
+    pub(crate) fn learn(
+        &mut self,
+        kind: Kind,
+        bytes: u64,
+        (predicted, actual): (Duration, Duration),
+        slowdown: f64,
+    ) -> Option<Usual> {
+        let ratio = as_nanos(actual).max(1.0) / as_nanos(predicted).max(1.0);
+        let actual = (as_nanos(actual) / slowdown).max(1.0);
+        let scatter = self.high - 1.0;
         let scaled = self.scaled(kind, bytes).max(1.0);
         if let Some((_, bias)) = self.bias.iter_mut().find(|(width, _)| *width == kind.width) {
             nudge(bias, actual / scaled);
         }
-        let ratio = actual / as_nanos(predicted).max(1.0);
         // Stochastic approximation of a quantile (Robbins and Monro, 1951).
         let up = if ratio > self.high { HIGH_QUANTILE } else { HIGH_QUANTILE - 1.0 };
         self.high = (self.high + HIGH_STEP * up).clamp(HIGH_RATIO.0, HIGH_RATIO.2);
-        for kind in [kind, Kind { beside: Beside::Usual, ..kind }] {
+        let mut usual = None;
+        for (index, kind) in [kind, Kind { beside: Beside::Usual, ..kind }].into_iter().enumerate() {
             if let Some(learnt) = self.learnt.get_mut(&kind) {
+                if index == 0 && learnt.seen >= SETTLING {
+                    usual = Some(Usual { nanos: learnt.nanos, scatter });
+                }
                 learnt.update(actual);
                 continue;
             }
@@ -133,6 +153,7 @@ impl Costs {
             let nanos = if self.is_measured(kind) { f64::midpoint(scaled, actual) } else { actual };
             self.learnt.insert(kind, Learnt { nanos, seen: 1 });
         }
+        usual
     }
 
     /// Forgets kinds that were hardly seen, or else everything: what comes now is worth more than what came
@@ -251,13 +272,17 @@ mod tests {
     #[test]
     fn real_times_replace_the_guess_and_follow_the_median() {
         let mut costs = costs();
-        let mut step = |ms: u32| costs.learn(kind(1), 100, 10 * MS, ms * MS);
+        let mut step = |ms: u32| {
+            costs.learn(kind(1), 100, (10 * MS, ms * MS), 1.0);
+        };
         (0..20).for_each(|_| step(20));
         // One outlier in five hardly matters; a change that lasts does.
         (0..50).for_each(|number| step(if number % 5 == 0 { 200 } else { 20 }));
         let learnt = costs.predict(kind(1), 100);
         assert!(learnt > 19 * MS && learnt < 22 * MS, "{learnt:?}");
-        (0..60).for_each(|_| costs.learn(kind(1), 100, 10 * MS, 40 * MS));
+        for _ in 0..60 {
+            costs.learn(kind(1), 100, (10 * MS, 40 * MS), 1.0);
+        }
         assert!(costs.predict(kind(1), 100) > 38 * MS);
         // Kinds not seen are scaled by how wrong the measurements were.
         assert!(costs.predict(kind(2), 200) > 60 * MS);
@@ -268,8 +293,8 @@ mod tests {
         let mut costs = costs();
         let beside = |beside| Kind { beside, ..kind(1) };
         for _ in 0..20 {
-            costs.learn(beside(Beside::Nothing), 100, 10 * MS, 10 * MS);
-            costs.learn(beside(Beside::Model(ModelId(7))), 100, 10 * MS, 14 * MS);
+            costs.learn(beside(Beside::Nothing), 100, (10 * MS, 10 * MS), 1.0);
+            costs.learn(beside(Beside::Model(ModelId(7))), 100, (10 * MS, 14 * MS), 1.0);
         }
         let near = |duration: Duration, ms: u32| duration.abs_diff(ms * MS) < MS / 10;
         assert!(near(costs.predict(beside(Beside::Model(ModelId(7))), 100), 14));
@@ -287,7 +312,7 @@ mod tests {
             let actual = 8 * MS + (number * 7_919 % 401) * MS / 100;
             let predicted = costs.predict(kind(1), 100);
             over += u32::from(number > 1_000 && actual > costs.high(predicted));
-            costs.learn(kind(1), 100, predicted, actual);
+            costs.learn(kind(1), 100, (predicted, actual), 1.0);
         }
         assert!((75..=250).contains(&over), "{over} of 3000");
     }
@@ -296,7 +321,7 @@ mod tests {
     fn what_is_remembered_is_bounded() {
         let mut costs = costs();
         for shape in 0..2_000 {
-            costs.learn(Kind { shape: ShapeId(shape), ..kind(1) }, 100, MS, MS);
+            costs.learn(Kind { shape: ShapeId(shape), ..kind(1) }, 100, (MS, MS), 1.0);
         }
         assert!(costs.learnt.len() <= REMEMBERED_MAX);
     }

@@ -69,13 +69,14 @@ impl Policy {
     fn is_hopeless(&self, now: Time, model: ModelId, key: OrderKey, widths: &[usize]) -> bool {
         let queue = &self.models[&model];
         let waiting = &queue.waiting[&key];
+        let slowdown = self.slowdown.least(now);
         let predicted = |width: &usize| {
             let kind =
                 Kind { shape: waiting.shape, rows: waiting.rows, width: *width, beside: Beside::Usual };
-            queue.costs.predict(kind, waiting.bytes_in)
+            queue.costs.predict_at(kind, waiting.bytes_in, slowdown)
         };
         let fastest = widths.iter().map(predicted).min().unwrap_or(Duration::ZERO);
-        now + fastest.mul_f64(self.slowdown.least(now)) > waiting.deadline
+        now + fastest > waiting.deadline
     }
 
     /// A step on all of these cores, at present.

@@ -347,11 +347,10 @@ impl Policy {
         }
         let actual = step.progress.saturating_sub(handoff);
         let kind = step.kind_seen();
-        if let Some(usual) = queue.costs.usual(kind) {
+        let usual = queue.costs.learn(kind, step.bytes, (step.predicted, actual), step.slowdown);
+        if let Some(usual) = usual {
             self.slowdown.note(now, step.lane.cores, usual, actual);
         }
-        let usually = |time: Duration| time.div_f64(step.slowdown);
-        queue.costs.learn(kind, step.bytes, usually(step.predicted), usually(actual));
         queue.doubt.note_learnt(now, step.predicted, actual);
     }
 

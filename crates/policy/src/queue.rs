@@ -133,7 +133,7 @@ impl ModelQueue {
     pub(crate) fn batch_from(&self, head_key: OrderKey, now: Time, setting: Setting) -> Candidate {
         let head = self.waiting[&head_key];
         let Setting { width, beside, slowdown } = setting;
-        let predict = |kind, bytes| self.costs.predict(kind, bytes).mul_f64(slowdown);
+        let predict = |kind, bytes| self.costs.predict_at(kind, bytes, slowdown);
         let kind = |rows| Kind { shape: head.shape, rows, width, beside };
         let mut batch = Candidate {
             keys: SmallVec::new(),
@@ -228,11 +228,11 @@ impl ModelQueue {
 
     /// What this many more rows add to the time of all that waits with a deadline, if it runs in the
     /// largest batches. What shares a batch costs less than what runs alone.
-    pub(crate) fn marginal(&self, rows: u32, kind: Kind, row_bytes: u64) -> Duration {
+    pub(crate) fn marginal(&self, rows: u32, kind: Kind, row_bytes: u64, slowdown: f64) -> Duration {
         let largest = self.terms.rows_max.max(1);
         let one = |rows: u32| {
             let bytes = row_bytes.saturating_mul(u64::from(rows));
-            self.costs.predict(Kind { rows, ..kind }, bytes)
+            self.costs.predict_at(Kind { rows, ..kind }, bytes, slowdown)
         };
         if rows >= largest {
             return one(rows);
@@ -319,7 +319,7 @@ mod tests {
         queue.costs = Costs::new(&queue.terms);
         assert_eq!(first(&queue).requests.len(), 1, "two rows take as long as two steps");
         let kind = Kind { shape: ShapeId(0), rows: 1, width: 1, beside: Beside::Usual };
-        assert_eq!(queue.marginal(1, kind, 1).as_millis(), 10);
+        assert_eq!(queue.marginal(1, kind, 1, 1.0).as_millis(), 10);
         queue.discipline = Discipline::Fifo;
         assert_eq!(first(&queue).requests.len(), 2);
     }
@@ -354,7 +354,7 @@ mod tests {
         let kind = Kind { shape: ShapeId(0), rows: 1, width: 1, beside: Beside::Usual };
         let adds = |waiting: usize, rows| {
             let requests = vec![(100, 1, 0); waiting];
-            queue(&requests, 4, 0).marginal(rows, kind, 1).as_millis()
+            queue(&requests, 4, 0).marginal(rows, kind, 1, 1.0).as_millis()
         };
         // Steps of 1, 2, 3 and 4 rows take 2, 3, 4 and 5 milliseconds.
         assert_eq!([adds(0, 1), adds(1, 1), adds(2, 2), adds(3, 1), adds(4, 1)], [2, 1, 2, 1, 2]);

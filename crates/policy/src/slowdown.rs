@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use quadrant_types::{CoreSet, Time};
 
+use crate::cost::Usual;
+
 /// A step as long as this counts half.
-const COUNTS_HALF: Duration = Duration::from_millis(20);
+const COUNTS_HALF_NANOS: f64 = 20e6;
 /// A step of a model whose times are rarely this much longer than predicted counts in full.
 const SCATTER: f64 = 0.5;
 /// Deviations beyond this share count as this much: a single step may be an outlier.
@@ -19,7 +21,7 @@ const DEVIATION_MAX: f64 = 0.5;
 /// How slow, and how fast, a core may seem.
 const BOUNDS: (f64, f64) = (0.5, 4.0);
 /// After this long without a step nothing is known.
-const KNOWN_FOR: Duration = Duration::from_secs(4);
+const KNOWN_FOR_NANOS: f64 = 4e9;
 
 /// See the module's text.
 #[derive(Clone, Debug)]
@@ -56,17 +58,11 @@ impl Slowdown {
         self.cores.iter().map(|(_, seen)| seen.factor(now)).sum::<f64>() / self.cores.len() as f64
     }
 
-    /// A step that usually takes `usual`, and rarely `scatter` times that longer, took `actual`.
-    pub(crate) fn note(
-        &mut self,
-        now: Time,
-        cores: CoreSet,
-        (usual, scatter): (Duration, f64),
-        actual: Duration,
-    ) {
-        let weight = usual.as_secs_f64() / (usual + COUNTS_HALF).as_secs_f64();
-        let weight = weight * (SCATTER / scatter.max(SCATTER));
-        let ratio = actual.as_secs_f64() / usual.as_secs_f64().max(1e-9);
+    /// A step took `actual`.
+    pub(crate) fn note(&mut self, now: Time, cores: CoreSet, usual: Usual, actual: Duration) {
+        let Usual { nanos, scatter } = usual;
+        let weight = nanos / (nanos + COUNTS_HALF_NANOS) * (SCATTER / scatter.max(SCATTER));
+        let ratio = actual.as_nanos() as f64 / nanos.max(1.0);
         for (_, seen) in self.cores.iter_mut().filter(|(core, _)| core.is_subset(cores)) {
             let factor = seen.factor(now);
             let deviation = (ratio / factor - 1.0).clamp(-DEVIATION_MAX, DEVIATION_MAX);
@@ -78,7 +74,8 @@ impl Slowdown {
 
 impl Seen {
     fn factor(&self, now: Time) -> f64 {
-        let left = 1.0 - now.since(self.at).as_secs_f64() / KNOWN_FOR.as_secs_f64();
+        let passed = now.as_nanos().saturating_sub(self.at.as_nanos()) as f64;
+        let left = 1.0 - passed * (1.0 / KNOWN_FOR_NANOS);
         1.0 + (self.factor - 1.0) * left.max(0.0)
     }
 }
@@ -88,6 +85,10 @@ mod tests {
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
+
+    fn usual(ms: f64, scatter: f64) -> Usual {
+        Usual { nanos: 1e6 * ms, scatter }
+    }
 
     fn at(ms: u64) -> Time {
         Time::from_nanos(ms * 1_000_000)
@@ -99,7 +100,7 @@ mod tests {
             (CoreSet::from_cores([2, 5]), CoreSet::from_cores([5]), CoreSet::from_cores([2]));
         let mut slowdown = Slowdown::new(both);
         assert!((slowdown.of(at(0), both) - 1.0).abs() < 1e-9);
-        (0..10).for_each(|number| slowdown.note(at(number), slow, (20 * MS, 0.2), 30 * MS));
+        (0..10).for_each(|number| slowdown.note(at(number), slow, usual(20.0, 0.2), 30 * MS));
         assert!((1.45..1.5).contains(&slowdown.of(at(9), slow)), "{slowdown:?}");
         assert!((slowdown.of(at(9), other) - 1.0).abs() < 1e-9);
         assert!((slowdown.of(at(9), both) - slowdown.of(at(9), slow)).abs() < 1e-9);
@@ -111,12 +112,12 @@ mod tests {
     fn a_short_step_says_little_and_an_outlier_no_more_than_others() {
         let core = CoreSet::from_cores([0]);
         let mut slowdown = Slowdown::new(core);
-        slowdown.note(at(0), core, (MS / 5, 0.2), 2 * MS);
+        slowdown.note(at(0), core, usual(0.2, 0.2), 2 * MS);
         assert!(slowdown.of(at(0), core) < 1.01);
-        slowdown.note(at(0), core, (20 * MS, 0.2), 2_000 * MS);
+        slowdown.note(at(0), core, usual(20.0, 0.2), 2_000 * MS);
         assert!(slowdown.of(at(0), core) < 1.3);
         let mut slowdown = Slowdown::new(core);
-        slowdown.note(at(0), core, (20 * MS, 10.0), 30 * MS);
+        slowdown.note(at(0), core, usual(20.0, 10.0), 30 * MS);
         assert!(slowdown.of(at(0), core) < 1.02, "its model's times are all over the place");
     }
 
@@ -124,7 +125,7 @@ mod tests {
     fn what_was_seen_is_forgotten() {
         let core = CoreSet::from_cores([0]);
         let mut slowdown = Slowdown::new(core);
-        (0..10).for_each(|_| slowdown.note(at(0), core, (20 * MS, 0.2), 40 * MS));
+        (0..10).for_each(|_| slowdown.note(at(0), core, usual(20.0, 0.2), 40 * MS));
         let (then, later) = (slowdown.of(at(0), core), slowdown.of(at(2_000), core));
         assert!(then > 1.9 && (1.4..1.6).contains(&later), "{then} {later}");
         assert!((slowdown.of(at(4_000), core) - 1.0).abs() < 1e-9);

@@ -101,8 +101,8 @@ impl Policy {
         let widest = queue.terms.widths.last().copied().filter(|widest| *widest > width && to_spare);
         if let Some(widest) = widest {
             let kind = Kind { width: widest, beside: Beside::Nothing, ..batch.kind };
-            let usually = batch.predicted.div_f64(batch.slowdown);
-            let gains = queue.costs.predict(kind, batch.bytes).mul_f64(WIDE_GAIN) < usually;
+            let wide = queue.costs.predict_at(kind, batch.bytes, batch.slowdown);
+            let gains = wide.mul_f64(WIDE_GAIN) < batch.predicted;
             let may = |lane: &LaneShape| gains && lane.cores.is_subset(slots.free);
             if let Some(wide) = self.fitting(widest, SchedulingClass::Urgent).find(may) {
                 let setting = self.setting(now, wide.cores, Beside::Nothing);
