@@ -131,7 +131,8 @@ impl Costs {
     ) -> Option<Usual> {
         let ratio = as_nanos(actual).max(1.0) / as_nanos(predicted).max(1.0);
         let actual = (as_nanos(actual) / slowdown).max(1.0);
-        let scatter = self.high - 1.0;
+        let settled = self.learnt.get(&kind).filter(|learnt| learnt.seen >= SETTLING);
+        let usual = settled.map(|learnt| Usual { nanos: learnt.nanos, scatter: self.high - 1.0 });
         let scaled = self.scaled(kind, bytes).max(1.0);
         if let Some((_, bias)) = self.bias.iter_mut().find(|(width, _)| *width == kind.width) {
             nudge(bias, actual / scaled);
@@ -139,12 +140,8 @@ impl Costs {
         // Stochastic approximation of a quantile (Robbins and Monro, 1951).
         let up = if ratio > self.high { HIGH_QUANTILE } else { HIGH_QUANTILE - 1.0 };
         self.high = (self.high + HIGH_STEP * up).clamp(HIGH_RATIO.0, HIGH_RATIO.2);
-        let mut usual = None;
-        for (index, kind) in [kind, Kind { beside: Beside::Usual, ..kind }].into_iter().enumerate() {
+        for kind in [kind, Kind { beside: Beside::Usual, ..kind }] {
             if let Some(learnt) = self.learnt.get_mut(&kind) {
-                if index == 0 && learnt.seen >= SETTLING {
-                    usual = Some(Usual { nanos: learnt.nanos, scatter });
-                }
                 learnt.update(actual);
                 continue;
             }

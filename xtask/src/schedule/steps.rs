@@ -66,8 +66,7 @@ mod tests {
     use super::*;
 
     fn step(model: &str, predicted_ms: f64, real_ms: f64) -> Step {
-        let (rows, width, beside) = (1, 1, None);
-        let began_ms = 0.0;
+        let (rows, width, beside, began_ms) = (1, 1, None, 0.0);
         Step { model: model.to_owned(), rows, width, beside, began_ms, predicted_ms, real_ms }
     }
 

@@ -2,8 +2,8 @@
 //! more cores, how much longer it takes beside each other model, how its time scatters around that, and how
 //! much of it is because a core as a whole is slower for a while.
 //!
-//! Everything is a median, so that a few disturbed steps change nothing; what was not seen often enough falls
-//! back on what was measured when the model was loaded, or on no effect.
+//! Everything is a median or clipped, so that a few disturbed steps change nothing; what was not seen often
+//! enough falls back on what was measured when the model was loaded, or on no effect.
 
 use std::collections::BTreeMap;
 
@@ -363,7 +363,7 @@ mod tests {
 
     #[test]
     fn what_successive_steps_have_in_common_is_their_cores() {
-        // Two cores, each a third slower in every other half second of its own; besides, every step scatters.
+        // One core is a third slower every second half second, the other every third; besides, steps scatter.
         let mut steps = Vec::new();
         for index in 0..4_000_u32 {
             let at = f64::from(index) * 15.0;
