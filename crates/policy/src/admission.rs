@@ -186,8 +186,12 @@ impl Policy {
         let (account, span) = (&self.models[&request.model].account, plan.deadline.since(now));
         let reserve = self.fairness.reserve(now, account.had(now), span);
         let reserve = reserve.max(self.level.reserve(account.asks(now), span));
-        let wanted = nanos(plan.work + reserve);
-        let missing = |policy: &Self| wanted - policy.demand.room(now, plan.due, ahead);
+        let (until_due, margin) = (nanos(plan.due.since(now)), self.caution.margin(now));
+        let missing = |policy: &Self| {
+            let room = policy.demand.room(now, plan.due, ahead);
+            let booked = Duration::from_nanos(u64::try_from(until_due - room).unwrap_or(0));
+            nanos(plan.work + reserve.max(booked.mul_f64(margin))) - room
+        };
         let first_missing = missing(self);
         if first_missing <= 0 {
             return Ok(());

@@ -84,7 +84,8 @@ impl Policy {
         Setting { width: cores.len(), beside, slowdown: self.slowdown.of(now, cores) }
     }
 
-    fn give_up_late(&mut self, id: RequestId, actions: &mut Vec<Action>) {
+    fn give_up_late(&mut self, now: Time, id: RequestId, actions: &mut Vec<Action>) {
+        self.note_late(now, id);
         self.give_up(id, too_late(), actions);
     }
 

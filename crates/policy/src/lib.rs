@@ -10,6 +10,7 @@
 //! shares what is left by weight, and has a floor. Two other disciplines are there to compare with.
 
 mod admission;
+mod caution;
 mod cost;
 mod demand;
 mod dispatch;

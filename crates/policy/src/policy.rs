@@ -10,6 +10,7 @@ use quadrant_types::{
 use rustc_hash::FxHashMap;
 
 use crate::admission::{Plan, expired};
+use crate::caution::Caution;
 use crate::demand::{Booking, Demand};
 use crate::fairness::{Fairness, Level};
 use crate::floor::Floor;
@@ -53,6 +54,7 @@ pub struct Policy {
     pub(crate) slowdown: Slowdown,
     pub(crate) fairness: Fairness,
     pub(crate) level: Level,
+    pub(crate) caution: Caution,
     pub(crate) queued: usize,
     pub(crate) bytes_in: u64,
     /// When the first batch that was left waiting for more rows is worth running as it is.
@@ -104,6 +106,7 @@ impl Policy {
             slowdown: Slowdown::new(cores),
             fairness: Fairness::default(),
             level: Level::default(),
+            caution: Caution::default(),
             queued: 0,
             bytes_in: 0,
             ripe_at: None,
@@ -253,8 +256,14 @@ impl Policy {
 
     fn expire(&mut self, now: Time, actions: &mut Vec<Action>) {
         while let Some((_, id)) = self.expiries.first().filter(|(time, _)| *time <= now).copied() {
+            self.note_late(now, id);
             self.end(id, Ending::Failed(expired()), actions);
         }
+    }
+
+    /// What was let in comes late. What has no deadline asks nothing, and counts as nothing.
+    pub(crate) fn note_late(&mut self, now: Time, id: RequestId) {
+        self.caution.note_late(now, self.live[&id].plan.work);
     }
 
     /// A waiting request that cannot be in time any more ends, or goes on as best effort if its model says
@@ -308,6 +317,9 @@ impl Policy {
             StepOutcome::Completed => {
                 self.learn(now, &step, &report);
                 for id in still_live {
+                    if now > self.live[&id].plan.deadline {
+                        self.note_late(now, id);
+                    }
                     self.end(id, Ending::Completed, actions);
                 }
             }

@@ -18,7 +18,7 @@ impl Policy {
         while self.running.is_empty() {
             let Some((key, model)) = self.next_head(&mut walk) else { return };
             if self.is_hopeless(now, model, key, &[width]) {
-                self.give_up_late(key.id, actions);
+                self.give_up_late(now, key.id, actions);
                 walk = Walk::default();
                 continue;
             }

@@ -58,7 +58,7 @@ impl Policy {
                 break;
             }
             if self.is_hopeless(now, model, key, &self.models[&model].terms.widths) {
-                self.give_up_late(key.id, actions);
+                self.give_up_late(now, key.id, actions);
                 walk = Walk::default();
                 continue;
             }
