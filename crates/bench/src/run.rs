@@ -103,12 +103,20 @@ async fn run_on(mut plan: Plan, mut progress: impl FnMut(Snapshot)) -> Result<Re
 async fn try_each(plan: &Plan, requests: &[Prepared], clock: Clock) -> Result<(), BenchError> {
     let mut connection = Connection::open(plan, clock).await?;
     for (model, request) in plan.mix.iter().zip(requests) {
-        if let Outcome::Failed(reason) | Outcome::Refused(reason, _) = connection.send(request, clock).await {
+        if let Outcome::Failed(reason) | Outcome::Refused(reason, _) = connection.send(request, clock).await
+            && !is_of_load(&reason)
+        {
             let said = format!("answered a first request for `{}` with `{reason}`", model.name);
             return Err(BenchError::Server { address: plan.address.clone(), said });
         }
     }
     Ok(())
+}
+
+/// Whether a refusal speaks of the load that the server is under, which is no mistake of the caller's.
+fn is_of_load(reason: &str) -> bool {
+    let status = reason.split(' ').next().unwrap_or_default();
+    ["429", "504", "ResourceExhausted", "DeadlineExceeded"].contains(&status)
 }
 
 async fn send_all(shared: &Arc<Shared>) -> Result<(), BenchError> {
@@ -289,4 +297,17 @@ fn report(shared: &Shared, counted: Duration, steal_percent: f64) -> Report {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_busy_server_is_no_mistake_and_an_unknown_model_is() {
+        let of_load = ["429 deadline_unmeetable", "429", "504 expired", "ResourceExhausted"];
+        assert!(of_load.into_iter().all(is_of_load));
+        let mistakes = ["400 invalid", "404", "503 unavailable", "NotFound", "connection: 429", ""];
+        assert!(!mistakes.into_iter().any(is_of_load));
+    }
 }
