@@ -1,8 +1,9 @@
 //! The simulator against the machine, and predictions against steps.
 //!
 //! `quadrant observe` watches a server under a load that is not used again, and makes a workload of it. Then
-//! the same arrivals are sent to the server and played by `quadrant simulate`. From the same live runs comes
-//! how far off the predicted times of steps were.
+//! the same arrivals are sent to the server and played by `quadrant simulate`. Each repetition observes
+//! anew, because the speed of a shared machine drifts by more within minutes than a simulation is off. From
+//! the same live runs comes how far off the predicted times of steps were.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -42,8 +43,11 @@ pub(crate) struct FidelityArgs {
 
 /// Share of the knee at which the server is observed.
 const OBSERVED_AT: f64 = 0.8;
-/// Arrivals that are used for observing only.
-const OBSERVED_SEED: u64 = 7_001;
+/// Arrivals that are used for observing only: this and the number of the repetition.
+const OBSERVED_SEED: u64 = 7_000;
+
+/// What a request of each model takes besides waiting and its step, in milliseconds.
+type Overheads = Vec<(String, f64)>;
 
 /// One model in both worlds.
 #[derive(Clone, Copy, Debug)]
@@ -77,24 +81,37 @@ pub(crate) fn fidelity(args: &FidelityArgs) -> Result<()> {
     let mix = Mix::prepare(args.mix)?;
     let calibration = calibrate(&mix)?;
     let server = mix.serve("quadrant", &calibration, 0.0)?;
-    let load = args.knee * OBSERVED_AT;
-    let trace = write_trace(&calibration, load, args.seconds, OBSERVED_SEED)?;
-    let (observed, workload, _) = live(args, (&mix, &server), &calibration, (&trace, load))?;
-    let played = simulate(args, &workload, &[], &trace)?;
-    let overheads = overheads(&observed, &played)?;
-    for share in &args.shares {
-        let load = share * args.knee;
-        let (mut pairs, mut of_steps) = (Vec::new(), Vec::new());
-        for seed in 1..=args.repetitions {
+    let mut found = vec![(Vec::new(), Vec::new()); args.shares.len()];
+    for seed in 1..=args.repetitions {
+        let (workload, overheads) = observed(args, (&mix, &server), &calibration, OBSERVED_SEED + seed)?;
+        for (share, (pairs, of_steps)) in args.shares.iter().zip(&mut found) {
+            let load = share * args.knee;
             let trace = write_trace(&calibration, load, args.seconds, seed)?;
             let (point, _, steps) = live(args, (&mix, &server), &calibration, (&trace, load))?;
             let played = simulate(args, &workload, &overheads, &trace)?;
             pairs.push(both(&point, &played)?);
             of_steps.push(errors(&steps));
         }
-        tell(*share, load, &pairs, &of_steps);
+    }
+    for (share, (pairs, of_steps)) in args.shares.iter().zip(&found) {
+        tell(*share, share * args.knee, pairs, of_steps);
     }
     Ok(())
+}
+
+/// The workload that `quadrant observe` makes of a server, and each model's overhead.
+fn observed(
+    args: &FidelityArgs,
+    server: (&Mix, &Server),
+    calibration: &Calibration,
+    seed: u64,
+) -> Result<(String, Overheads)> {
+    let load = args.knee * OBSERVED_AT;
+    let trace = write_trace(calibration, load, args.seconds, seed)?;
+    let (point, workload, _) = live(args, server, calibration, (&trace, load))?;
+    let played = simulate(args, &workload, &[], &trace)?;
+    let overheads = overheads(&point, &played)?;
+    Ok((workload, overheads))
 }
 
 /// One live run that counts, the workload that `quadrant observe` makes of it, and its steps.
@@ -132,16 +149,16 @@ fn live(
 
 /// What a request of each model takes besides waiting and its step, under load, in milliseconds: by how much
 /// the median of the observed run is above that of its simulation.
-fn overheads<'a>(observed: &Point, played: &'a Cell) -> Result<Vec<(&'a str, f64)>> {
-    let of = |model: &'a ModelCell| {
+fn overheads(observed: &Point, played: &Cell) -> Result<Overheads> {
+    let of = |model: &ModelCell| {
         let (p50_ms, _) = observed.latency_ms.get(&model.name).context("both have the same models")?;
-        Ok((model.name.as_str(), (p50_ms - model.p50_ms).max(0.0)))
+        Ok((model.name.clone(), (p50_ms - model.p50_ms).max(0.0)))
     };
     played.models.iter().map(of).collect()
 }
 
 /// The workload with the arrivals of a trace and everybody's overhead, played.
-fn simulate(args: &FidelityArgs, workload: &str, overheads: &[(&str, f64)], trace: &Path) -> Result<Cell> {
+fn simulate(args: &FidelityArgs, workload: &str, overheads: &[(String, f64)], trace: &Path) -> Result<Cell> {
     let path: PathBuf = target().join("measure/observed.toml");
     let recorded = format!("kind = \"recorded\"\ntrace = \"{}\"", trace.display());
     let seconds = format!("seconds = {:.1}", WARMUP_S + args.seconds);
