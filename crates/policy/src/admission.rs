@@ -45,7 +45,9 @@ impl Policy {
         if self.discipline != Discipline::Quadrant || plan.key.easy {
             return Ok(plan);
         }
-        let had = self.models[&request.model].account.had(now);
+        let queue = self.models.get_mut(&request.model).expect("within bounds, so it is known");
+        queue.account.advance(now);
+        let had = queue.account.had(now);
         let found = self.find_room(now, request, &plan, actions);
         let queue = self.models.get_mut(&request.model).expect("within bounds, so it is known");
         // What no room would help is nothing that others would have to leave room for.

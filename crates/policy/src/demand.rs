@@ -29,6 +29,8 @@ pub(crate) struct Booking {
 pub(crate) struct Demand {
     /// The first bucket that is not past.
     base: u64,
+    /// Nothing is booked in this bucket or after it.
+    end: u64,
     /// Work in the buckets before `base`: due, and not yet given back.
     overdue: i64,
     booked: usize,
@@ -63,13 +65,14 @@ impl Demand {
         let buckets = wanted.next_power_of_two().min(BUCKETS_MAX);
         let size = usize::try_from(buckets).unwrap_or(0);
         let (nodes, counts) = (vec![EMPTY; 2 * size], vec![0; size]);
-        Self { base: 0, overdue: 0, booked: 0, buckets, nodes, counts }
+        Self { base: 0, end: 0, overdue: 0, booked: 0, buckets, nodes, counts }
     }
 
     /// Books work that is due at a time.
     pub(crate) fn book(&mut self, due: Time, work: Duration) -> Booking {
         let booking = Booking { bucket: self.bucket_of(due), work: nanos(work) };
         self.booked += 1;
+        self.end = self.end.max(booking.bucket + 1);
         self.change(booking, 1);
         booking
     }
@@ -96,7 +99,7 @@ impl Demand {
         }
         self.base = self.base.max(until);
         if self.booked == 0 {
-            self.overdue = 0;
+            (self.overdue, self.end) = (0, self.base);
         }
     }
 
@@ -105,17 +108,16 @@ impl Demand {
     pub(crate) fn room(&self, now: Time, due: Time, ahead: Duration) -> i64 {
         let bucket = self.bucket_of(due);
         let spent = self.overdue + nanos(ahead) + time(now);
-        let before = self.fold(self.base, bucket + 1);
-        let own = time(due) - before.work;
-        let later = self.fold(bucket, self.base + self.buckets);
-        let last = self.fold(self.base, bucket);
-        let room = own.min(later.room.saturating_sub(last.work));
-        room.saturating_sub(spent)
+        let before = self.fold(self.base, bucket).work;
+        let at_due = self.nodes[self.slot(bucket) + self.counts.len()].work;
+        let later = self.fold(bucket, self.end);
+        let own = time(due) - at_due;
+        own.min(later.room).saturating_sub(before).saturating_sub(spent)
     }
 
     /// The least room over everything booked. Negative if not all of it can be in time.
     pub(crate) fn least_room(&self, now: Time, ahead: Duration) -> i64 {
-        let all = self.fold(self.base, self.base + self.buckets);
+        let all = self.fold(self.base, self.end);
         all.room.saturating_sub(self.overdue + nanos(ahead) + time(now))
     }
 

@@ -58,6 +58,9 @@ impl Lately {
     }
 
     pub(crate) fn get(&self, now: Time) -> f64 {
+        if self.at == now {
+            return self.value;
+        }
         let passed = now.since(self.at).as_secs_f64() / self.over.as_secs_f64();
         self.value * (-passed).exp()
     }
@@ -88,6 +91,13 @@ pub(crate) struct Had {
 }
 
 impl Account {
+    /// Brings the sums up to date: reading them at this time costs nothing then.
+    pub(crate) fn advance(&mut self, now: Time) {
+        for sum in [&mut self.admitted, &mut self.offered, &mut self.asked] {
+            sum.add(now, 0.0);
+        }
+    }
+
     pub(crate) fn note(&mut self, now: Time, work: Duration, admitted: bool) {
         self.offered.add(now, work.as_secs_f64());
         self.asked.add(now, work.as_secs_f64());

@@ -70,7 +70,8 @@ pub(crate) struct ModelQueue {
 /// A batch that could run now.
 #[derive(Clone, Debug)]
 pub(crate) struct Candidate {
-    pub(crate) keys: SmallVec<[OrderKey; 8]>,
+    /// The place of its first request in the order.
+    pub(crate) first: OrderKey,
     pub(crate) requests: Requests,
     pub(crate) kind: Kind,
     pub(crate) bytes: u64,
@@ -86,11 +87,11 @@ pub(crate) struct Candidate {
 impl Candidate {
     /// The latest start of its first request.
     pub(crate) fn start_by(&self) -> Time {
-        self.keys[0].start_by()
+        self.first.start_by()
     }
 
     pub(crate) fn easy(&self) -> bool {
-        self.keys[0].easy
+        self.first.easy
     }
 }
 
@@ -136,7 +137,7 @@ impl ModelQueue {
         let predict = |kind, bytes| self.costs.predict_at(kind, bytes, slowdown);
         let kind = |rows| Kind { shape: head.shape, rows, width, beside };
         let mut batch = Candidate {
-            keys: SmallVec::new(),
+            first: head_key,
             requests: Requests::new(),
             kind: kind(head.rows),
             bytes: head.bytes_in,
@@ -145,7 +146,6 @@ impl ModelQueue {
             deadline: head.deadline,
             ripe_at: Time::ZERO,
         };
-        batch.keys.push(head_key);
         batch.requests.push(head_key.id);
         let (mut oldest, mut start_by) = (head.arrived, head_key.start_by());
         // Whether others of its shape wait that did not fit: there is nothing more to wait for.
@@ -181,7 +181,6 @@ impl ModelQueue {
                 }
                 continue;
             }
-            batch.keys.push(*key);
             batch.requests.push(key.id);
             (batch.kind, batch.bytes) = (larger, bytes);
             (batch.predicted, batch.deadline) = (predicted, deadline);

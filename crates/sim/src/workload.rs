@@ -32,11 +32,14 @@ pub(crate) fn draw(scenario: &Scenario, random: &mut fastrand::Rng) -> Vec<Sent>
             all.extend(times.into_iter().map(|arrived| send(model, traffic, arrived, random)));
         }
     }
-    all.sort_by_key(|sent| sent.submitted);
-    for (id, sent) in (0..).map(RequestId).zip(&mut all) {
+    // Sorted by index, because what is sorted is large.
+    let mut order: Vec<(Time, usize)> = all.iter().map(|sent| sent.submitted).zip(0..).collect();
+    order.sort();
+    let mut sorted: Vec<Sent> = order.into_iter().map(|(_, index)| all[index]).collect();
+    for (id, sent) in (0..).map(RequestId).zip(&mut sorted) {
         sent.request.id = id;
     }
-    all
+    sorted
 }
 
 fn send(model: ModelId, traffic: &Traffic, arrived: Time, random: &mut fastrand::Rng) -> Sent {

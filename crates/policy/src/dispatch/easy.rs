@@ -97,7 +97,7 @@ impl Policy {
             return Some((twin.unwrap_or(lane), batch));
         }
         // Nobody else wants the other cores.
-        let to_spare = self.queued == batch.keys.len() && self.load.is_light();
+        let to_spare = self.queued == batch.requests.len() && self.load.is_light();
         let widest = queue.terms.widths.last().copied().filter(|widest| *widest > width && to_spare);
         if let Some(widest) = widest {
             let kind = Kind { width: widest, beside: Beside::Nothing, ..batch.kind };

@@ -114,7 +114,7 @@ impl Policy {
         let needed = !in_time(&narrow);
         // On all cores it would hold up whoever comes next, and nothing could preempt it.
         let long = self.load.is_long(narrow.predicted);
-        let to_spare = !long && self.queued == narrow.keys.len() && self.load.is_light();
+        let to_spare = !long && self.queued == narrow.requests.len() && self.load.is_light();
         if !needed && !to_spare {
             return Ok((lane, narrow));
         }
