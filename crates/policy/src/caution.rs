@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use quadrant_types::Time;
 
-use crate::fairness::Lately;
+use crate::lately::Lately;
 
 /// Over how long late work is counted.
 const COUNTED_OVER: Duration = Duration::from_secs(5);
@@ -41,8 +41,7 @@ impl Caution {
 
     /// How much room is left free, as a share of the work that is booked.
     pub(crate) fn margin(&self, now: Time) -> f64 {
-        let late = self.late.get(now) / COUNTED_OVER.as_secs_f64();
-        (RATE * (late - TOLERATED)).clamp(0.0, MARGIN_MAX)
+        (RATE * (self.late.per_second(now) - TOLERATED)).clamp(0.0, MARGIN_MAX)
     }
 }
 

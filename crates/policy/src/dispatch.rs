@@ -84,6 +84,13 @@ impl Policy {
         Setting { width: cores.len(), beside, slowdown: self.slowdown.of(now, cores) }
     }
 
+    /// The batch from this request on, on cores of the least width that its model has, beside whatever runs.
+    fn narrow_batch(&self, now: Time, model: ModelId, key: OrderKey, cores: CoreSet) -> Candidate {
+        let queue = &self.models[&model];
+        let setting = self.setting(now, cores, self.beside(cores));
+        queue.batch_from(key, now, Setting { width: queue.terms.widths[0], ..setting })
+    }
+
     fn give_up_late(&mut self, now: Time, id: RequestId, actions: &mut Vec<Action>) {
         self.note_late(now, id);
         self.give_up(id, too_late(), actions);

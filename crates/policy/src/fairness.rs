@@ -15,6 +15,8 @@ use std::time::Duration;
 
 use quadrant_types::Time;
 
+use crate::lately::Lately;
+
 /// Over how long work is counted.
 const COUNTED_OVER: Duration = Duration::from_secs(10);
 /// How long a refusal is remembered.
@@ -38,33 +40,6 @@ const LEFT_BESIDES: f64 = 0.2;
 const LEFT_MAX: f64 = 0.9;
 /// A model that had less than this share of what the refused had gives way to nobody.
 const MODEST: f64 = 0.7;
-
-/// A sum that forgets.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Lately {
-    value: f64,
-    at: Time,
-    over: Duration,
-}
-
-impl Lately {
-    pub(crate) const fn new(over: Duration) -> Self {
-        Self { value: 0.0, at: Time::ZERO, over }
-    }
-
-    pub(crate) fn add(&mut self, now: Time, amount: f64) {
-        self.value = self.get(now) + amount;
-        self.at = now;
-    }
-
-    pub(crate) fn get(&self, now: Time) -> f64 {
-        if self.at == now {
-            return self.value;
-        }
-        let passed = now.since(self.at).as_secs_f64() / self.over.as_secs_f64();
-        self.value * (-passed).exp()
-    }
-}
 
 /// One model's account.
 #[derive(Clone, Copy, Debug)]
@@ -108,7 +83,7 @@ impl Account {
 
     /// What it asks for of late, as a share of the whole device.
     pub(crate) fn asks(&self, now: Time) -> f64 {
-        self.asked.get(now) / ASKED_OVER.as_secs_f64()
+        self.asked.per_second(now)
     }
 
     pub(crate) fn had(&self, now: Time) -> Had {
@@ -241,13 +216,5 @@ mod tests {
         }
         let had = account.had(Time::ZERO);
         assert!((had.work - 0.03).abs() < 1e-9 && (had.share - 0.75).abs() < 1e-9, "{had:?}");
-    }
-
-    #[test]
-    fn sums_forget() {
-        let mut lately = Lately::new(COUNTED_OVER);
-        lately.add(Time::ZERO, 4.0);
-        let later = Time::ZERO + COUNTED_OVER;
-        assert!((lately.get(later) - 4.0 / std::f64::consts::E).abs() < 1e-9);
     }
 }

@@ -19,6 +19,7 @@ mod event;
 mod fairness;
 mod floor;
 mod invariants;
+mod lately;
 mod load;
 mod policy;
 mod queue;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use quadrant_policy::{LaneShape, Step, StepOutcome, StepReport};
 use quadrant_types::{CoreSet, Error, ErrorCode, SchedulingClass, StepId, Time, Work};
 
-use crate::workload::Sent;
+use crate::workload::{Sent, exponential};
 use crate::{Faults, ModelPlan, Scenario, Truth, Unsteady};
 
 /// A stalled step runs this many times its time.
@@ -207,7 +207,7 @@ impl Device {
         for core in cores.cores() {
             let known = self.slowness.get(&core).copied().filter(|(_, until)| now < *until);
             let (slowness, _) = known.unwrap_or_else(|| {
-                let until = now + phase.mul_f64(-(1.0 - self.random.f64()).ln());
+                let until = now + exponential(phase, &mut self.random);
                 let fresh = ((deviation * self.normal()).exp(), until);
                 self.slowness.insert(core, fresh);
                 fresh

@@ -94,7 +94,8 @@ fn arrival_times(arrivals: &Arrivals, random: &mut fastrand::Rng) -> Vec<Time> {
     }
 }
 
-fn exponential(mean: Duration, random: &mut fastrand::Rng) -> Duration {
+/// Exponentially distributed, with this mean.
+pub(crate) fn exponential(mean: Duration, random: &mut fastrand::Rng) -> Duration {
     // `f64()` is below 1, so the logarithm's argument is above 0.
     mean.mul_f64(-(1.0 - random.f64()).ln())
 }

@@ -135,19 +135,18 @@ fn unsteady<'a>(scatter: impl Iterator<Item = &'a Scatter<'a>>) -> Unsteady {
     let mut telling: Vec<&Scatter<'_>> = scatter.collect();
     telling.retain(|scatter| scatter.step.width == 1 && scatter.step.real_ms >= TELLING_MS);
     telling.sort_by(|one, other| one.step.began_ms.total_cmp(&other.step.began_ms));
-    let mean = telling.iter().map(|scatter| clipped(scatter)).sum::<f64>() / telling.len().max(1) as f64;
+    let usual = mean(telling.iter().map(|scatter| clipped(scatter)));
     let (mut near, mut far) = (Vec::new(), Vec::new());
     for (index, first) in telling.iter().enumerate() {
         let later = telling[index + 1..].iter().filter(|later| later.step.cores == first.step.cores);
         let gap = |later: &&&Scatter<'_>| later.step.began_ms - first.step.ended_ms;
-        let common = |later: &&Scatter<'_>| (clipped(first) - mean) * (clipped(later) - mean);
+        let common = |later: &&Scatter<'_>| (clipped(first) - usual) * (clipped(later) - usual);
         near.extend(later.clone().find(|later| gap(later) >= 0.0).filter(|it| gap(it) < NEAR_MS).map(common));
         let then = later.take_while(|later| gap(later) < FAR_MS.1);
         far.extend(then.filter(|later| gap(later) >= FAR_MS.0).map(common));
     }
-    let average = |of: &[f64]| of.iter().sum::<f64>() / of.len().max(1) as f64;
-    let variance = average(&near).max(0.0);
-    let left = (average(&far) / variance.max(1e-9)).clamp(1e-6, 1.0 - 1e-6);
+    let variance = mean(near.into_iter()).max(0.0);
+    let left = (mean(far.into_iter()) / variance.max(1e-9)).clamp(1e-6, 1.0 - 1e-6);
     let apart_ms = f64::midpoint(FAR_MS.0, FAR_MS.1);
     let phase_ms = (-apart_ms / left.ln()).clamp(PHASE_MS.0, PHASE_MS.1);
     Unsteady { deviation: rounded(variance.sqrt()), phase_ms: phase_ms.round() }
@@ -164,9 +163,8 @@ fn spread(scatter: &[Scatter<'_>], of_cores: f64) -> Vec<f64> {
     }
     let mut logs: Vec<f64> = scatter.iter().map(|scatter| scatter.log).collect();
     logs.sort_by(f64::total_cmp);
-    let count = scatter.len() as f64;
-    let mean = scatter.iter().map(clipped).sum::<f64>() / count;
-    let variance = scatter.iter().map(|scatter| (clipped(scatter) - mean).powi(2)).sum::<f64>() / count;
+    let usual = mean(scatter.iter().map(clipped));
+    let variance = mean(scatter.iter().map(|scatter| (clipped(scatter) - usual).powi(2)));
     let own = (1.0 - of_cores.powi(2) / variance.max(1e-9)).max(0.0).sqrt();
     let quantile = |index: usize| logs[index * (logs.len() - 1) / (QUANTILES - 1)];
     (0..QUANTILES).map(|index| rounded((own * quantile(index)).exp())).collect()
@@ -301,6 +299,12 @@ fn beside(own: &[&Seen<'_>], all: &[Seen<'_>], plain: impl Fn(&Seen<'_>) -> f64)
         ((*name).to_owned(), factor.clamp(0.5, 10.0))
     };
     names.iter().map(of).collect()
+}
+
+/// Zero of nothing.
+fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
+    let count = values.len().max(1) as f64;
+    values.sum::<f64>() / count
 }
 
 fn median(mut values: Vec<f64>) -> Option<f64> {

@@ -7,7 +7,7 @@ use quadrant_types::{CoreSet, ModelId, RequestId, SchedulingClass, ShapeId, Time
 
 use super::quadrant::{PASSED_OVER_MAX, WIDE_GAIN};
 use super::slots::Slots;
-use crate::cost::{Beside, Kind, Setting};
+use crate::cost::{Beside, Kind};
 use crate::policy::Policy;
 use crate::queue::{BATCH_SCAN_MAX, Candidate, OrderKey};
 use crate::{Action, LaneShape};
@@ -90,8 +90,7 @@ impl Policy {
             lane.cores.is_subset(slots.free) || (lane.cores.is_subset(slots.open) && is_turn())
         };
         let lane = self.fastest(now, self.fitting(width, SchedulingClass::Urgent).filter(usable))?;
-        let setting = Setting { width, ..self.setting(now, lane.cores, self.beside(lane.cores)) };
-        let batch = queue.batch_from(key, now, setting);
+        let batch = self.narrow_batch(now, model, key, lane.cores);
         if self.load.has_deadlines() {
             let twin = self.idle_twin(lane).filter(|_| lane.cores.is_subset(slots.free));
             return Some((twin.unwrap_or(lane), batch));

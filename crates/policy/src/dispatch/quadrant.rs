@@ -10,7 +10,7 @@ use quadrant_types::{CoreSet, ModelId, SchedulingClass, Time};
 
 use super::Walk;
 use super::slots::Slots;
-use crate::cost::{Beside, Setting};
+use crate::cost::Beside;
 use crate::policy::Policy;
 use crate::queue::{Candidate, OrderKey};
 use crate::running::Running;
@@ -135,14 +135,10 @@ impl Policy {
         key: OrderKey,
         slots: Slots,
     ) -> Result<(LaneShape, Candidate), NotNow> {
-        let queue = &self.models[&model];
-        let width = queue.terms.widths[0];
+        let width = self.models[&model].terms.widths[0];
         let lanes =
             || self.fitting(width, SchedulingClass::Urgent).filter(|lane| lane.cores.is_subset(slots.open));
-        let batch = |lane: LaneShape| {
-            let setting = self.setting(now, lane.cores, self.beside(lane.cores));
-            queue.batch_from(key, now, Setting { width, ..setting })
-        };
+        let batch = |lane: LaneShape| self.narrow_batch(now, model, key, lane.cores);
         let free = lanes().filter(|lane| lane.cores.is_subset(slots.free));
         if let Some(lane) = self.fastest(now, free) {
             let batch = batch(lane);
