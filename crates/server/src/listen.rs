@@ -66,6 +66,10 @@ impl Link {
 /// A pause after a failed accept; the usual cause is too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// How long connections are read as ever after the port is closed: a request that lies in a socket's buffer
+/// is known to its connection only when the runtime has looked at the socket.
+const READ_GRACE: Duration = Duration::from_millis(10);
+
 /// Head lines of a request; more is an attack.
 const HEADERS_MAX: usize = 64;
 
@@ -104,6 +108,12 @@ where
     let (stop, stopped) = watch::channel(false);
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);
+    let accept = |connections: &mut JoinSet<()>, stream: TcpStream, peer: SocketAddr| {
+        let link = Link { has_request: Arc::default(), stopped: stopped.clone() };
+        let service = service(link.clone());
+        let watched = Watched { port, peer, link };
+        connections.spawn(serve(protocol, stream, service, watched, limits.header_read_timeout));
+    };
     loop {
         let has_room = connections.len() < limits.connections_max;
         let accepted = tokio::select! {
@@ -112,21 +122,19 @@ where
             accepted = listener.accept(), if has_room => accepted,
         };
         match accepted {
-            Ok((stream, peer)) => {
-                let link = Link { has_request: Arc::default(), stopped: stopped.clone() };
-                let service = service(link.clone());
-                let watched = Watched { port, peer, link };
-                let patience = limits.header_read_timeout;
-                connections.spawn(serve(protocol, stream, service, watched, patience));
-            }
+            Ok((stream, peer)) => accept(&mut connections, stream, peer),
             Err(error) => {
                 events::accept_failed(port, &error);
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
-    drop(listener);
+    let has_room = limits.connections_max.saturating_sub(connections.len());
+    for (stream, peer) in backlog(listener).take(has_room) {
+        accept(&mut connections, stream, peer);
+    }
     events::draining(port, connections.len());
+    tokio::time::sleep(READ_GRACE).await;
     stop.send_replace(true);
     let all = async { while connections.join_next().await.is_some() {} };
     let is_late = tokio::time::timeout(limits.drain_timeout, all).await.is_err();
@@ -134,6 +142,18 @@ where
     connections.shutdown().await;
     events::drained(port, connections_cut);
     Drained { connections_cut }
+}
+
+/// The connections that the operating system has completed and nobody has accepted yet. To their clients they
+/// are open and may carry a request already; closing the listener would reset them. It is closed at the end.
+fn backlog(listener: TcpListener) -> impl Iterator<Item = (TcpStream, SocketAddr)> {
+    // Asked directly, and not through the runtime, which may not have been told of the latest ones yet.
+    let listener = listener.into_std().ok();
+    std::iter::from_fn(move || {
+        let (stream, peer) = listener.as_ref()?.accept().ok()?;
+        stream.set_nonblocking(true).ok()?;
+        Some((TcpStream::from_std(stream).ok()?, peer))
+    })
 }
 
 /// What a connection is watched for.
