@@ -176,6 +176,13 @@ class Server:
     def post(self, path: str, body=None, headers=None, **kwargs) -> Reply:
         return self.request("POST", path, body, headers, **kwargs)
 
+    def put(self, name: str, content) -> None:
+        """Puts a file into the models folder, whole or not at all."""
+        aside = self.folder / "aside"
+        self._put(aside, content)
+        (self.models / name).parent.mkdir(parents=True, exist_ok=True)
+        aside.replace(self.models / name)
+
     def index(self) -> dict[str, dict]:
         """The repository index, by the models' names."""
         return {line["name"]: line for line in self.post("/v2/repository/index").json}

@@ -586,7 +586,6 @@ def test_what_is_not_implemented_is_said(protocol, client):
         lambda: client.get_system_shared_memory_status(),
         lambda: client.get_trace_settings(),
         lambda: client.get_log_settings(),
-        lambda: client.load_model("addsub"),
     ]
     for call in calls:
         with pytest.raises(InferenceServerException) as raised:

@@ -11,6 +11,7 @@ mod run;
 mod schedule;
 mod test;
 mod tidy;
+mod turnover;
 
 use std::process::ExitCode;
 
@@ -37,6 +38,8 @@ enum Command {
     Schedule(schedule::ScheduleArgs),
     /// A quiet tenant beside a flood: its p99 with it over its p99 alone.
     Isolation(schedule::isolation::IsolationArgs),
+    /// More models than memory: time spent on loading, against the least recently used and a clairvoyant.
+    Turnover(turnover::TurnoverArgs),
     /// Best effort under an overload of urgent work: its core time over what it was promised.
     Floor(schedule::floor::FloorArgs),
     /// The simulator against the machine, and the predicted times of steps against the real ones.
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run_tests(&args),
         Command::Schedule(args) => schedule::measure(&args).map(|()| ExitCode::SUCCESS),
         Command::Isolation(args) => schedule::isolation::isolation(&args).map(|()| ExitCode::SUCCESS),
+        Command::Turnover(args) => turnover::turnover(&args).map(|()| ExitCode::SUCCESS),
         Command::Floor(args) => schedule::floor::floor(&args).map(|()| ExitCode::SUCCESS),
         Command::Fidelity(args) => schedule::fidelity::fidelity(&args).map(|()| ExitCode::SUCCESS),
         Command::Measure(args) => measure::run_measure(&args).map(|()| ExitCode::SUCCESS),

@@ -10,7 +10,7 @@ mod curve;
 pub(crate) mod fidelity;
 pub(crate) mod floor;
 pub(crate) mod isolation;
-mod mix;
+pub(crate) mod mix;
 mod picture;
 mod steps;
 mod triton;

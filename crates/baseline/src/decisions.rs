@@ -194,7 +194,13 @@ impl World {
                     self.running.insert((self.now + step.predicted, step.id.0), step);
                 }
                 Action::End(_, quadrant_types::Ending::Failed(_)) => self.waiting -= 1,
-                Action::End(..) | Action::LaneStalled(..) | Action::LaneRecovered(_) | Action::Drained => {}
+                Action::End(..)
+                | Action::Load(_)
+                | Action::Unload(_)
+                | Action::LoadRefused(..)
+                | Action::LaneStalled(..)
+                | Action::LaneRecovered(_)
+                | Action::Drained => {}
             }
         }
     }

@@ -116,6 +116,20 @@ impl GrpcInferenceService for Echo {
         not_here()
     }
 
+    async fn repository_model_load(
+        &self,
+        _: Request<proto::RepositoryModelLoadRequest>,
+    ) -> Result<Response<proto::RepositoryModelLoadResponse>, Status> {
+        not_here()
+    }
+
+    async fn repository_model_unload(
+        &self,
+        _: Request<proto::RepositoryModelUnloadRequest>,
+    ) -> Result<Response<proto::RepositoryModelUnloadResponse>, Status> {
+        not_here()
+    }
+
     type ModelStreamInferStream = Answers;
 
     async fn model_stream_infer(

@@ -5,6 +5,7 @@
 mod decisions;
 mod echo;
 mod engine_loop;
+mod turnover;
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -39,6 +40,8 @@ enum Command {
     Decisions(decisions::DecisionArgs),
     /// Times the simulator.
     Simulation,
+    /// More models than memory, simulated; task and answer as JSON.
+    Turnover,
 }
 
 fn main() -> ExitCode {
@@ -58,6 +61,7 @@ fn run(command: Command) -> Result<()> {
         Command::EngineLoop(args) => engine_loop::run(&args),
         Command::Decisions(args) => decisions::decisions(&args),
         Command::Simulation => decisions::simulation(),
+        Command::Turnover => turnover::run(),
     }
 }
 
@@ -67,6 +71,6 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 }
 
 #[expect(clippy::print_stdout, reason = "what whoever started this reads")]
-fn say(line: &str) {
+pub(crate) fn say(line: &str) {
     println!("{line}");
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use quadrant_engine::EngineKind;
 use quadrant_node::{Batching, Config, ModelSettings};
-use quadrant_policy::{Discipline, Limits, Unmet};
+use quadrant_policy::{Discipline, Eviction, Limits, MemoryBudget, Unmet};
 use quadrant_server::{NamedObjective, NamedObjectives};
 use quadrant_types::{CoreSet, Priority};
 
@@ -36,17 +36,50 @@ pub(crate) fn node_config(settings: &Settings, models_dir: &Path, libraries: &[P
         weights: weights(&settings.scheduler.tenant_weights)?,
         limits: Limits {
             queued_requests_max: at_least_one("limits.queued_requests", limits.queued_requests)?,
-            bytes_in_max: at_least_one("limits.in_flight_bytes", limits.in_flight_bytes)? as u64,
+            bytes_in_max: in_flight_bytes(settings)? as u64,
             wait_max: seconds("limits.request_s", limits.request_s)?,
             stall_factor: limits.stall_factor,
             stall_floor: seconds("limits.stall_s", limits.stall_s)?,
             best_effort_floor_permille: permille(settings.scheduler.best_effort_floor)?,
+            eviction: eviction(&settings.scheduler.eviction)?,
+            memory: MemoryBudget { bytes: memory_bytes(settings)?, process_bytes: 0 },
         },
+        poll: match settings.repository.poll_s {
+            0.0 => None,
+            poll_s => Some(seconds("repository.poll_s", poll_s)?),
+        },
+        program: None,
         probe_budget: seconds("device.probe_s", settings.device.probe_s)?,
         profiles_dir: None,
         defaults: model_settings(&settings.model_defaults).context("in `model_defaults`")?,
         models,
     })
+}
+
+/// Bytes that the process may take.
+fn memory_bytes(settings: &Settings) -> Result<u64> {
+    match settings.device.memory_mb {
+        0 => {
+            let all = quadrant_sys::memory_limit_bytes();
+            let all =
+                all.context("cannot find out how much memory there is; say so with `device.memory_mb`")?;
+            Ok(all / 10 * 9)
+        }
+        memory_mb => {
+            ensure!(memory_mb >= 64, "`device.memory_mb` must be at least 64 or 0, not `{memory_mb}`");
+            Ok(memory_mb.saturating_mul(1 << 20))
+        }
+    }
+}
+
+/// Bytes of all requests' bodies at once: as configured, and never more than a quarter of the memory.
+///
+/// # Errors
+/// If they are none.
+pub(crate) fn in_flight_bytes(settings: &Settings) -> Result<usize> {
+    let wanted = at_least_one("limits.in_flight_bytes", settings.limits.in_flight_bytes)?;
+    let quarter = usize::try_from(memory_bytes(settings)? / 4).unwrap_or(usize::MAX);
+    Ok(wanted.min(quarter))
 }
 
 /// The objectives that requests refer to by name.
@@ -96,6 +129,11 @@ fn discipline(name: &str) -> Result<Discipline> {
     known.with_context(|| {
         format!("`scheduler.policy` must be `quadrant`, `fifo` or `clockwork`, not `{name}`")
     })
+}
+
+fn eviction(name: &str) -> Result<Eviction> {
+    let known = Eviction::ALL.into_iter().find(|eviction| eviction.name() == name);
+    known.with_context(|| format!("`scheduler.eviction` must be `worth` or `lru`, not `{name}`"))
 }
 
 fn permille(share: f64) -> Result<u32> {
@@ -150,6 +188,13 @@ fn model_settings(fields: &ModelFields) -> Result<ModelSettings> {
         Some("demote") => Some(Unmet::Demote),
         Some(other) => bail!("`unmet` must be `refuse` or `demote`, not `{other}`"),
     };
+    let on_demand = match fields.residency.as_deref() {
+        None => None,
+        Some("pinned") => Some(false),
+        Some("on-demand") => Some(true),
+        Some(other) => bail!("`residency` must be `pinned` or `on-demand`, not `{other}`"),
+    };
+    let idle_after = fields.idle_s.map(|value| seconds("idle_s", value)).transpose()?;
     let priority =
         fields.priority.map(|priority| at_least_one("priority", priority as usize).map(|_| priority));
     Ok(ModelSettings {
@@ -161,6 +206,8 @@ fn model_settings(fields: &ModelFields) -> Result<ModelSettings> {
         latency_objective,
         priority: priority.transpose()?.map(Priority),
         unmet,
+        on_demand,
+        idle_after,
     })
 }
 
@@ -194,6 +241,11 @@ mod tests {
             ("[scheduler.tenant_weights]\na = 0", "`scheduler.tenant_weights.a`"),
             ("[models.m]\nlatency_objective_ms = 0.0", "`latency_objective_ms`"),
             ("[models.m]\nunmet = \"ignore\"", "`unmet` must be"),
+            ("[scheduler]\neviction = \"fifo\"", "`scheduler.eviction` must be"),
+            ("[models.m]\nresidency = \"always\"", "`residency` must be"),
+            ("[models.m]\nidle_s = 0.0", "`idle_s` must be more than 0"),
+            ("[device]\nmemory_mb = 1", "`device.memory_mb` must be at least 64"),
+            ("[repository]\npoll_s = -1.0", "`repository.poll_s` must be more than 0"),
             ("[device]\nonnxruntime = \"/does/not/exist.so\"", "no ONNX Runtime library"),
         ] {
             let error = format!("{:#}", check(toml).unwrap_err());

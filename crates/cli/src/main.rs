@@ -50,6 +50,9 @@ enum Command {
     Explain(explain::ExplainArgs),
     /// Measure models on this machine, show what a step costs, and keep it for the next `serve`.
     Profile(profile::ProfileArgs),
+    /// Measure a model: `serve` and `profile` start this in a process of its own.
+    #[command(hide = true)]
+    Measure,
     /// Print the checked configuration with every default, as a file that `serve --config` takes.
     Config(serve::ConfigArgs),
 }
@@ -77,6 +80,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Observe(args) => observe::run(args),
         Command::Explain(args) => explain::run(args),
         Command::Profile(args) => profile::run(args),
+        Command::Measure => profile::measured(),
         Command::Config(args) => serve::print_config(args),
     }
 }

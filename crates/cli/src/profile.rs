@@ -1,18 +1,22 @@
 //! `quadrant profile`: measures models for longer than a start may take, shows what it found, and keeps it
 //! for the next start.
 
+use std::io::Read;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use quadrant_engine::{Cost, Profile};
-use quadrant_node::{Config, ModelProfile, profile_models};
+use quadrant_node::{Config, ModelProfile, measure, profile_models};
 use serde_json::{Value, json};
 
 use crate::cache;
 use crate::checked::{node_config, seconds};
 use crate::settings::Settings;
+
+/// Bytes of a task; more is none.
+const TASK_BYTES_MAX: u64 = 1 << 20;
 
 /// Measure models on this machine, show what a step costs, and keep it for the next `serve`.
 #[derive(Args, Debug)]
@@ -81,7 +85,8 @@ fn config(args: &ProfileArgs) -> Result<Config> {
     let probe_budget = seconds("--seconds", args.seconds)?;
     let profiles_dir = cache::profiles_dir();
     let profiles_dir = profiles_dir.context("no folder to store profiles in: set `QUADRANT_CACHE`")?;
-    Ok(Config { probe_budget, profiles_dir: Some(profiles_dir), ..config })
+    let program = std::env::current_exe().ok();
+    Ok(Config { probe_budget, profiles_dir: Some(profiles_dir), program, ..config })
 }
 
 /// What the scheduler will make of a measured step.
@@ -177,6 +182,18 @@ fn mib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
 
+/// Answers the task on standard input, in a process of its own.
+///
+/// # Errors
+/// Why there is no answer.
+#[expect(clippy::print_stdout, reason = "the answer of the command")]
+pub(crate) fn measured() -> Result<()> {
+    let task =
+        std::io::read_to_string(std::io::stdin().take(TASK_BYTES_MAX)).context("cannot read the task")?;
+    print!("{}", measure(&task).map_err(anyhow::Error::msg)?);
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -193,6 +210,7 @@ mod tests {
             costs,
             shapes: Vec::new(),
             reason: "so".into(),
+            occupancy: None,
         };
         ModelProfile {
             name: "det".into(),

@@ -15,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::cache;
-use crate::checked::{at_least_one, device_cores, named_objectives, node_config, seconds};
+use crate::checked::{device_cores, in_flight_bytes, named_objectives, node_config, seconds};
 use crate::settings::Settings;
 
 /// Where to serve; stronger than the configuration file.
@@ -128,7 +128,8 @@ pub(crate) fn serve<F: Future<Output = Result<After>>>(
     alongside: impl FnOnce(Bound) -> F,
 ) -> Result<()> {
     let config = node_config(settings, models_dir, &cache::onnxruntime_places())?;
-    let config = Config { profiles_dir: cache::profiles_dir(), ..config };
+    let program = std::env::current_exe().ok();
+    let config = Config { profiles_dir: cache::profiles_dir(), program, ..config };
     let limits = wire_limits(settings)?;
     let objectives = named_objectives(settings)?;
     let runtime = runtime(settings)?;
@@ -210,10 +211,15 @@ fn runtime(settings: &Settings) -> Result<tokio::runtime::Runtime> {
 
 fn wire_limits(settings: &Settings) -> Result<Limits> {
     let limits = &settings.limits;
+    let in_flight_bytes_max = in_flight_bytes(settings)?;
+    // Where the memory leaves less for inputs than was configured, it leaves less for one of them, too.
+    let is_cramped = in_flight_bytes_max < limits.in_flight_bytes;
+    let body_bytes_max =
+        if is_cramped { limits.body_bytes.min(in_flight_bytes_max) } else { limits.body_bytes };
     let limits = Limits {
-        body_bytes_max: limits.body_bytes,
+        body_bytes_max,
         response_bytes_max: limits.response_bytes,
-        in_flight_bytes_max: at_least_one("limits.in_flight_bytes", limits.in_flight_bytes)?,
+        in_flight_bytes_max,
         json_depth_max: limits.json_depth,
         header_read_timeout: seconds("limits.header_s", limits.header_s)?,
         body_read_timeout: seconds("limits.body_s", limits.body_s)?,

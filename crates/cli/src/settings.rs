@@ -23,6 +23,8 @@ pub(crate) struct Settings {
     pub(crate) server: ServerSettings,
     /// What computes.
     pub(crate) device: DeviceSettings,
+    /// Where models come from.
+    pub(crate) repository: RepositorySettings,
     /// Who is served when.
     pub(crate) scheduler: SchedulerSettings,
     /// Bounds on everything.
@@ -57,6 +59,17 @@ pub(crate) struct DeviceSettings {
     pub(crate) onnxruntime: String,
     /// How long one model may be tried out at load, in seconds.
     pub(crate) probe_s: f64,
+    /// Mebibytes that the whole process may take; 0 is nine tenths of what the machine or its control group
+    /// has.
+    pub(crate) memory_mb: u64,
+}
+
+/// Where models come from.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RepositorySettings {
+    /// How often the models folder is looked at for new, changed and removed models, in seconds; 0 is never.
+    pub(crate) poll_s: f64,
 }
 
 /// Who is served when.
@@ -67,6 +80,8 @@ pub(crate) struct SchedulerSettings {
     pub(crate) policy: String,
     /// The share of all core time that requests without a deadline get while they wait.
     pub(crate) best_effort_floor: f64,
+    /// Which models make room for others: `worth`, those that would be missed least; `lru` to compare with.
+    pub(crate) eviction: String,
     /// The shares of best-effort time of tenants, by name; others have 1.
     pub(crate) tenant_weights: BTreeMap<String, u32>,
 }
@@ -139,6 +154,13 @@ pub(crate) struct ModelFields {
     /// What becomes of a request that cannot be answered in time: `refuse` or `demote` to best effort.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) unmet: Option<String>,
+    /// `pinned`: loaded at the start, stays; `on-demand`: loaded when a request comes, makes room for others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) residency: Option<String>,
+    /// How long a model that is loaded on demand may be unused until it goes, in seconds; for ever if not
+    /// given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) idle_s: Option<f64>,
 }
 
 /// `auto`, `off` or a number.
@@ -158,6 +180,7 @@ impl Default for Settings {
             metrics_address: local(8002),
             server: ServerSettings::default(),
             device: DeviceSettings::default(),
+            repository: RepositorySettings::default(),
             scheduler: SchedulerSettings::default(),
             limits: LimitSettings::default(),
             objectives: BTreeMap::new(),
@@ -175,13 +198,18 @@ impl Default for ServerSettings {
 
 impl Default for DeviceSettings {
     fn default() -> Self {
-        Self { cores: Vec::new(), onnxruntime: "auto".to_owned(), probe_s: 1.5 }
+        Self { cores: Vec::new(), onnxruntime: "auto".to_owned(), probe_s: 1.5, memory_mb: 0 }
     }
 }
 
 impl Default for SchedulerSettings {
     fn default() -> Self {
-        Self { policy: "quadrant".to_owned(), best_effort_floor: 0.05, tenant_weights: BTreeMap::new() }
+        Self {
+            policy: "quadrant".to_owned(),
+            best_effort_floor: 0.05,
+            eviction: "worth".to_owned(),
+            tenant_weights: BTreeMap::new(),
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 //! ```toml
 //! busy = true               # burn the core while computing; otherwise wait, as for a device
 //! load_ms = 50
+//! memory_mb = 20            # taken while it is loaded
 //! latency = { kind = "lognormal", median_us = 900, p99_us = 3000, row_us = 100 }
 //! faults = { panic_every = 100 }
 //!
@@ -50,6 +51,8 @@ struct Description {
     busy: bool,
     #[serde(default)]
     load_ms: u64,
+    #[serde(default)]
+    memory_mb: u32,
     /// Of the distributed latency; each lane draws its own numbers.
     #[serde(default)]
     seed: u64,
@@ -128,10 +131,28 @@ struct Shared {
     /// Steps begun on all lanes; counted only where a fault needs it.
     steps: AtomicU64,
     clock: Arc<dyn Clock>,
+    /// Nothing but the memory that it takes.
+    _memory: Vec<u8>,
 }
 
 impl EmulatedModel {
+    /// What the file says of the inputs and outputs.
+    pub(crate) fn describe(source: &ModelSource) -> Result<ModelSpec, EngineError> {
+        Self::read(source).map(|(spec, ..)| spec)
+    }
+
     pub(crate) fn load(source: &ModelSource, clock: &Arc<dyn Clock>) -> Result<Self, EngineError> {
+        let (spec, from, file) = Self::read(source)?;
+        let Description { latency, busy, seed, faults, load_ms, memory_mb, .. } = file;
+        let (steps, clock) = (AtomicU64::new(0), Arc::clone(clock));
+        let _memory = vec![1; (memory_mb as usize) << 20];
+        let shared = Shared { from, latency, busy, seed, faults, steps, clock, _memory };
+        shared.pass(Duration::from_millis(load_ms).min(DURATION_MAX), false);
+        Ok(Self { spec, shared: Arc::new(shared) })
+    }
+
+    /// The file, and which input each output copies.
+    fn read(source: &ModelSource) -> Result<(ModelSpec, Vec<usize>, Description), EngineError> {
         let load = |error: String| EngineError::Load(format!("`{}`: {error}", source.path.display()));
         let text = std::fs::read_to_string(&source.path);
         let text = text.map_err(|error| load(format!("cannot be read: {error}")))?;
@@ -159,11 +180,7 @@ impl EmulatedModel {
             outputs,
             labels: source.labels.clone(),
         };
-        let Description { latency, busy, seed, faults, load_ms, .. } = file;
-        let steps = AtomicU64::new(0);
-        let shared = Shared { from, latency, busy, seed, faults, steps, clock: Arc::clone(clock) };
-        shared.pass(Duration::from_millis(load_ms).min(DURATION_MAX), false);
-        Ok(Self { spec, shared: Arc::new(shared) })
+        Ok((spec, from, file))
     }
 }
 

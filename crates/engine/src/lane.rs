@@ -61,7 +61,7 @@ impl<T> fmt::Debug for Refused<T> {
 
 enum Command {
     Install(ModelId, Box<dyn Runner>),
-    Remove(ModelId),
+    Remove(ModelId, SyncSender<Box<dyn Runner>>),
     Run(LaneWork),
 }
 
@@ -121,12 +121,16 @@ impl Lane {
         })
     }
 
-    /// Drops what the lane has for a model, after the steps that were given to it before.
+    /// Takes back what the lane has for a model, after the steps that were given to it before. Taking an
+    /// engine down can take milliseconds, which are not the lane's. The channel closes without a runner if
+    /// there is none.
     ///
     /// # Errors
     /// If the lane is full or stopped.
-    pub fn remove(&self, model: ModelId) -> Result<(), Refusal> {
-        self.send(Command::Remove(model)).map_err(|refused| refused.reason)
+    pub fn remove(&self, model: ModelId) -> Result<Receiver<Box<dyn Runner>>, Refusal> {
+        let (runner, removed) = sync_channel(1);
+        self.send(Command::Remove(model, runner)).map_err(|refused| refused.reason)?;
+        Ok(removed)
     }
 
     /// Hands over a step, to be run after those before it. Its report comes through the sink.
@@ -188,7 +192,8 @@ fn serve(shared: &Arc<Shared>, inbox: &Receiver<Command>) {
     for command in inbox {
         match command {
             Command::Install(model, runner) => drop(runners.insert(model, runner)),
-            Command::Remove(model) => drop(runners.remove(&model)),
+            // Whoever lost patience takes it no more; it is then dropped here.
+            Command::Remove(model, taker) => drop(runners.remove(&model).map(|runner| taker.send(runner))),
             Command::Run(work) => run(shared, &mut runners, work),
         }
     }

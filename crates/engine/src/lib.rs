@@ -22,7 +22,8 @@ pub use api::{
     SchedulingClass, StepResult, StepWork,
 };
 pub use lane::{Lane, Refusal, Refused};
-pub use load::{EngineKind, Engines, ModelSource, load};
+pub use load::{EngineKind, Engines, ModelSource, describe, load};
 pub use onnx::OnnxHeader;
 pub use ort_engine::OnnxRuntime;
-pub use probe::{Batching, Cost, ProbeOptions, Profile, probe};
+pub use probe::{Batching, Cost, Occupancy, Peak, ProbeOptions, Profile, occupancy, probe, run_once};
+pub use spawn::background;

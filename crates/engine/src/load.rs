@@ -161,3 +161,17 @@ pub fn load(source: &ModelSource, engines: &Engines) -> Result<Arc<dyn Model>, E
         (EngineKind::Rten | EngineKind::Ort, _) => Ok(Arc::new(RtenModel::load(source)?)),
     })
 }
+
+/// What a model takes and gives, without loading it; `None` if its file does not say all of it.
+///
+/// # Errors
+/// As [`load`], as far as the file shows it.
+pub fn describe(source: &ModelSource, engines: &Engines) -> Result<Option<ModelSpec>, EngineError> {
+    let kind = source.engine_kind(engines)?;
+    if kind == EngineKind::Emulated {
+        return EmulatedModel::describe(source).map(Some);
+    }
+    let header = OnnxHeader::read(&source.path)?;
+    let is_complete = header.outputs_shaped.iter().all(|shaped| *shaped);
+    Ok(is_complete.then(|| source.spec(kind, header)))
+}

@@ -7,6 +7,7 @@
 
 mod inputs;
 mod measure;
+mod occupancy;
 mod widths;
 
 use std::sync::Arc;
@@ -19,6 +20,8 @@ use crate::{EngineError, LaneSpec, Model, Part};
 use inputs::Row;
 use measure::Worker;
 use widths::Tried;
+
+pub use occupancy::{Occupancy, Peak, occupancy, run_once};
 
 /// How far a row in a batch may be from the row alone, relative to the largest value of the output.
 const TOLERANCE: f64 = 1e-3;
@@ -71,6 +74,8 @@ pub struct Profile {
     pub shapes: Vec<Shape>,
     /// Why, for the log.
     pub reason: String,
+    /// What it takes of the memory, if that was measured.
+    pub occupancy: Option<Occupancy>,
 }
 
 /// What one step costs.
@@ -87,10 +92,18 @@ pub struct Cost {
 }
 
 impl Profile {
+    /// Of a model of which nothing is known: it runs alone, on one core.
+    pub fn unmeasured() -> Self {
+        Self::alone("it was not measured".into())
+    }
+
     fn unknown(error: &EngineError) -> Self {
-        let reason = format!("it could not be tried out, so it runs alone on one core: {error}");
-        let (costs, shapes) = (Vec::new(), Vec::new());
-        Self { width: 1, widths: vec![1], batches: false, rows_max: 1, costs, shapes, reason }
+        Self::alone(format!("it could not be tried out, so it runs alone on one core: {error}"))
+    }
+
+    fn alone(reason: String) -> Self {
+        let (costs, shapes, occupancy) = (Vec::new(), Vec::new(), None);
+        Self { width: 1, widths: vec![1], batches: false, rows_max: 1, costs, shapes, reason, occupancy }
     }
 }
 

@@ -48,6 +48,19 @@ pub(crate) fn spawn(spec: ThreadSpec, work: Work) -> io::Result<JoinHandle<()>> 
     answered.recv().map_err(|_| gone())?
 }
 
+/// Starts a thread of the idle class on these cores, for work that gives way to every step, such as loading
+/// models. What it starts through this module is in the class that was asked for all the same.
+///
+/// # Errors
+/// What the operating system answered.
+pub fn background(
+    name: &str,
+    cores: CoreSet,
+    work: impl FnOnce() + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
+    spawn(ThreadSpec { name: name.into(), cores, class: SchedulingClass::Idle }, Box::new(work))
+}
+
 fn creator() -> io::Result<&'static SyncSender<Order>> {
     let started = CREATOR.get_or_init(|| {
         let (orders, inbox) = sync_channel::<Order>(1);

@@ -28,6 +28,11 @@ pub struct Config {
     pub probe_budget: Duration,
     /// Where what was measured of models is kept from one start to the next; nowhere if not given.
     pub profiles_dir: Option<PathBuf>,
+    /// This program, if it has the command `measure`: models are then tried out in child processes, which
+    /// also measure what they take of the memory. Otherwise that is guessed from their files.
+    pub program: Option<PathBuf>,
+    /// How often the repository is looked at for new, changed and removed models; never if not given.
+    pub poll: Option<Duration>,
     /// What holds for a model that does not say otherwise.
     pub defaults: ModelSettings,
     /// What single models say, by name.
@@ -53,6 +58,10 @@ pub struct ModelSettings {
     pub priority: Option<Priority>,
     /// What becomes of a request that cannot be answered in time.
     pub unmet: Option<Unmet>,
+    /// Whether it is loaded when a request comes for it, and makes room for others.
+    pub on_demand: Option<bool>,
+    /// How long it may be unused until it goes, if it is loaded on demand.
+    pub idle_after: Option<Duration>,
 }
 
 /// Whether requests of a model share steps.
@@ -82,6 +91,8 @@ impl ModelSettings {
             latency_objective: self.latency_objective.or(outer.latency_objective),
             priority: self.priority.or(outer.priority),
             unmet: self.unmet.or(outer.unmet),
+            on_demand: self.on_demand.or(outer.on_demand),
+            idle_after: self.idle_after.or(outer.idle_after),
         }
     }
 

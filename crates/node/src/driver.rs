@@ -12,6 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::Duration;
 
@@ -23,9 +24,9 @@ use quadrant_types::{
 use tokio::sync::oneshot;
 
 use crate::message::{Message, Pending};
-use crate::recorder::{Explanation, Recorder, StepRecord};
-use crate::registry::Registry;
-use crate::telemetry::{Snapshot, Telemetry};
+use crate::orders::{Order, Orders};
+use crate::recorder::Recorder;
+use crate::telemetry::Telemetry;
 use crate::ticker::Ticker;
 use crate::{ModelEntry, Response, Submission};
 
@@ -33,6 +34,7 @@ use ended::Ended;
 
 mod ended;
 mod reports;
+mod views;
 
 /// Arrivals that may lie in the inbox unlooked at. Reports and departures always find room: there are
 /// never more of them than steps and requests that were let in.
@@ -47,6 +49,8 @@ pub(crate) struct Driver {
     /// Lanes whose threads do not work the inbox off.
     preemptible: BTreeSet<LaneId>,
     telemetry: Arc<Telemetry>,
+    /// What the loader is to do.
+    pub(crate) orders: Orders,
     next_request: AtomicU64,
     draining: AtomicBool,
     lanes_stalled: AtomicBool,
@@ -98,6 +102,7 @@ impl Driver {
             inbox: Mutex::new(VecDeque::new()),
             core: Mutex::new(core),
             telemetry,
+            orders: Orders::default(),
             next_request: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             lanes_stalled: AtomicBool::new(false),
@@ -122,6 +127,11 @@ impl Driver {
             Some(lane) => lane.install(model, runner),
             None => Err(Refused { reason: Refusal::Stopped, returned: runner }),
         })
+    }
+
+    /// Asks a lane to hand back what it has for a model.
+    pub(crate) fn remove(&self, lane: LaneId, model: ModelId) -> Result<Receiver<Box<dyn Runner>>, Refusal> {
+        self.visit(|core| core.lanes.get(&lane).map_or(Err(Refusal::Stopped), |lane| lane.remove(model)))
     }
 
     /// Waits for the core and does something with it that is no event. What came in meanwhile found the
@@ -223,7 +233,13 @@ impl Driver {
 
     fn handle(&self, core: &mut Core, message: Message) {
         let event = match message {
-            Message::ModelUp(model, terms) => Event::ModelUp(model, terms),
+            Message::Known(model, terms, holding) => Event::Known(model, terms, holding),
+            Message::LoadWanted(model) => Event::LoadWanted(model),
+            Message::UnloadWanted(model) => Event::UnloadWanted(model),
+            Message::LoadEnded(model, result) => Event::LoadEnded(model, result),
+            Message::Unloaded(model) => Event::Unloaded(model),
+            Message::ModelDown(model) => Event::ModelDown(model),
+            Message::Resident(bytes) => Event::Resident(bytes),
             Message::Weight(tenant, weight) => Event::Weight(tenant, weight),
             Message::Submit(pending) => {
                 let request = pending.request;
@@ -260,6 +276,9 @@ impl Driver {
                 self.lanes_stalled.store(core.policy.stalled_lanes().next().is_some(), Ordering::Release);
                 self.telemetry.lane_recovered(lane);
             }
+            Action::Load(model) => self.orders.decided(Order::Load(model)),
+            Action::Unload(model) => self.orders.decided(Order::Unload(model)),
+            Action::LoadRefused(model, error) => self.orders.decided(Order::Refused(model, error)),
             Action::Drained => {
                 // Set before it is told: whoever asks to be told after this asks first whether it is set.
                 self.drained.get_or_init(|| ());
@@ -314,37 +333,15 @@ impl Driver {
         core.steps.insert(step.id, Begun { model, step, beside });
     }
 
-    /// Why a request took as long as it did.
-    pub(crate) fn explain(&self, id: RequestId) -> Option<Explanation> {
-        self.visit(|core| core.recorder.explain(id))
-    }
-
-    /// The slowest requests of the last minutes.
-    pub(crate) fn slowest(&self) -> Vec<Explanation> {
-        let now = self.clock.now();
-        self.visit(|core| core.recorder.slowest(now))
-    }
-
-    /// The steps that ran lately.
-    pub(crate) fn steps(&self, after: Option<StepId>) -> Vec<StepRecord> {
-        self.visit(|core| core.recorder.steps(after))
-    }
-
-    /// What the metrics show of the present state.
-    pub(crate) fn snapshot(&self, registry: &Registry) -> Snapshot {
-        let (models, now) = (registry.entries(), self.clock.now());
-        self.visit(|core| Snapshot {
-            queued: models.iter().map(|model| core.policy.queued(model.id)).collect(),
-            lanes_stalled: core.policy.stalled_lanes().count(),
-            slowdowns: core.policy.slowdowns(now).collect(),
-            violated: core.policy.violated_invariant(),
-            models,
-        })
+    /// Whether it was told to end.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.ticker.is_stopped()
     }
 
     /// Ends the lanes, giving each `patience` to finish its step.
     pub(crate) fn stop(&self, patience: Duration) {
         self.ticker.stop();
+        self.orders.stop();
         let lanes = self.visit(|core| std::mem::take(&mut core.lanes));
         for (id, lane) in lanes {
             if !lane.stop(patience) {

@@ -11,6 +11,7 @@ use quadrant_types::{
 use tokio::sync::oneshot;
 
 use crate::driver::Driver;
+use crate::orders::Wish;
 use crate::registry::Registry;
 use crate::telemetry::Telemetry;
 use crate::tenants::Tenants;
@@ -102,6 +103,30 @@ impl Handle {
     /// The tenant of this name.
     pub fn tenant(&self, name: &str) -> TenantId {
         self.tenants.find(name)
+    }
+
+    /// Loads a model, or what the repository now has in its place, and resolves when it serves.
+    ///
+    /// # Errors
+    /// Why it does not; what served before goes on.
+    pub async fn load_model(&self, name: &str) -> Result<(), Error> {
+        self.ask(Wish::Load, name).await
+    }
+
+    /// Lets a model go once what it has accepted has ended, and resolves when its memory is free. A name that
+    /// nobody knows is no mistake.
+    ///
+    /// # Errors
+    /// If too much was asked for already, or the node ends.
+    pub async fn unload_model(&self, name: &str) -> Result<(), Error> {
+        self.ask(Wish::Unload, name).await
+    }
+
+    async fn ask(&self, wish: Wish, name: &str) -> Result<(), Error> {
+        let (reply, answer) = oneshot::channel();
+        self.driver.orders.ask(wish, name, reply)?;
+        let lost = || Error::new(ErrorCode::Unavailable, "the server is shutting down");
+        answer.await.unwrap_or_else(|_| Err(lost()))
     }
 
     /// Hands a request to the scheduler. A refusal may come at once or through the response.

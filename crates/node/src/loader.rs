@@ -1,37 +1,29 @@
-//! Loads the models of the repository, one after the other, on a thread of its own.
+//! Loads and unloads models on a thread of its own, of the class that gives way to every step.
 //!
-//! Each is read, tried out on the lanes, given a runner on every lane of its width, and only then shown as
-//! ready. A model that cannot be served fails alone, with its reason in the index.
+//! When is the scheduler's business, which owns the memory; what people ask for is put to it as a wish. The
+//! loader knows what lies in the repository, and which model serves under which name. An update is a second
+//! model beside the first: once it is loaded and has run, the name is its own, and the first goes when the
+//! last request that found it has ended. Wishes for a name wait while that name is on its way to something.
 
-use std::cmp::Reverse;
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use quadrant_engine::{
-    Batching as ProbeBatching, EngineError, EngineKind, Engines, LaneSpec, Model, ModelSource, ProbeOptions,
-    Profile, load, probe,
-};
-use quadrant_policy::{Cost, Discipline, ModelTerms};
-use quadrant_types::{CoreSet, LaneId, ModelId, ModelSpec};
+use quadrant_engine::{Engines, LaneSpec, Model, Profile};
+use quadrant_types::{Error, ErrorCode, ModelId, Time};
 
 use crate::message::Message;
-use crate::node::single_lanes;
-use crate::profiles::{ProfileStore, Stored};
-use crate::registry::ShapeTable;
-use crate::repository::{Found, ModelFiles, labels_fit, read_labels};
-use crate::{Batching, Config, Handle, ModelEntry, ModelSettings, pbtxt};
+use crate::orders::{Order, Reply, Wish};
+use crate::profiles::ProfileStore;
+use crate::repository::{self, Found, ModelFiles, Stamp};
+use crate::{Config, Handle, ModelEntry, ModelSettings};
 
-/// Rows of one request of a model that batches, unless configured.
-const ROWS_MAX: u32 = 128;
+mod deeds;
 
-/// The cost of a step of a model that could not be tried out. Long enough that its first real steps do not
-/// look stalled; they replace it.
-const UNKNOWN_COST: Duration = Duration::from_secs(1);
-
-/// How long to wait before offering a runner again to a lane that is full.
-const LANE_FULL_WAIT: Duration = Duration::from_millis(1);
+/// How often it is looked at whether a model that goes has no more requests.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+/// The longest time without anything to do.
+const IDLE: Duration = Duration::from_secs(60);
 
 pub(crate) struct Loader {
     handle: Handle,
@@ -39,291 +31,340 @@ pub(crate) struct Loader {
     lanes: Vec<LaneSpec>,
     config: Config,
     profiles: Option<ProfileStore>,
-    found: Vec<Found>,
+    known: BTreeMap<ModelId, Known>,
+    /// The model that serves under each name, or is to.
+    names: BTreeMap<String, ModelId>,
+    /// Wishes for names that are on their way to something.
+    deferred: VecDeque<(Wish, String, Option<Reply>)>,
+    /// What did not load, so that it is not tried at each look at the repository.
+    failed: BTreeMap<String, Stamp>,
+    next_id: u32,
+    looked_at: Time,
+}
+
+/// A model that can be loaded.
+struct Known {
+    name: String,
+    version: u64,
+    files: ModelFiles,
+    stamp: Stamp,
+    settings: ModelSettings,
+    profile: Option<Profile>,
+    state: State,
+    entry: Option<Arc<ModelEntry>>,
+    model: Option<Arc<dyn Model>>,
+    /// The model whose place it takes.
+    replaces: Option<ModelId>,
+    /// Another has taken its place; it is forgotten when it is gone.
+    is_replaced: bool,
+    /// Who waits for what it is on its way to.
+    replies: Vec<Reply>,
+}
+
+/// What a model is on its way to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// It is to be loaded, and serves then.
+    Coming,
+    /// It serves; on demand it may be absent.
+    Open,
+    /// Nobody finds it any more; those who did have not ended.
+    Draining,
+    /// The scheduler was told to let it go.
+    Leaving,
+    /// It is unloaded, until somebody wants it.
+    Closed,
 }
 
 impl Loader {
     /// A loader for what was found. The models are listed as loading, or with why they cannot be.
-    pub(crate) fn new(
-        handle: Handle,
-        engines: Engines,
-        lanes: Vec<LaneSpec>,
-        config: Config,
-        found: Vec<Found>,
-    ) -> Self {
-        for model in &found {
-            match &model.files {
-                Ok(_) => handle.registry.loading(&model.name, model.version),
-                Err(reason) => {
-                    handle.telemetry.model_failed(&model.name, model.version, reason);
-                    handle.registry.unavailable(&model.name, model.version, reason.clone());
-                }
-            }
-        }
+    pub(crate) fn new(handle: Handle, engines: Engines, lanes: Vec<LaneSpec>, config: Config) -> Self {
         let folder = config.profiles_dir.clone();
         let profiles = folder.map(|folder| ProfileStore::new(folder, config.cores.len()));
-        Self { handle, engines, lanes, config, profiles, found }
+        Self {
+            looked_at: handle.now(),
+            handle,
+            engines,
+            lanes,
+            config,
+            profiles,
+            known: BTreeMap::new(),
+            names: BTreeMap::new(),
+            deferred: VecDeque::new(),
+            failed: BTreeMap::new(),
+            next_id: 0,
+        }
     }
 
-    pub(crate) fn run(mut self) {
-        for (index, model) in std::mem::take(&mut self.found).into_iter().enumerate() {
-            let Found { name, version, files: Ok(files) } = model else { continue };
-            let id = ModelId(u32::try_from(index).expect("fewer models than numbers"));
-            let began = self.handle.now();
-            match self.load(id, &name, version, &files) {
-                Ok((entry, terms)) => {
-                    let entry = Arc::new(entry);
-                    self.handle.telemetry.model_ready(&entry, self.handle.now().since(began));
-                    self.handle.driver.post(Message::ModelUp(id, terms));
-                    self.handle.registry.ready(entry);
-                }
-                Err(reason) => {
-                    self.handle.telemetry.model_failed(&name, version, &reason);
-                    self.handle.registry.unavailable(&name, version, reason);
-                }
+    /// Lists what was found: as loading, or with why it cannot be served.
+    pub(crate) fn list(&self, found: &[Found]) {
+        for model in found {
+            match &model.files {
+                Ok(_) => self.handle.registry.loading(&model.name, model.version),
+                Err(reason) => self.not_served(&model.name, model.version, reason),
             }
         }
     }
 
-    fn load(
-        &self,
-        id: ModelId,
+    /// Serves what was found, and then does what it is told until the node ends.
+    pub(crate) fn run(mut self, found: Vec<Found>) {
+        for model in found {
+            let Found { name, version, files: Ok(files) } = model else { continue };
+            if let Err(reason) = self.introduce(&name, version, files, None) {
+                self.not_served(&name, version, &reason);
+            }
+            // Those before it may be ready to be loaded.
+            self.work(Duration::ZERO);
+        }
+        while self.work(self.patience()) {
+            self.look_at_repository();
+        }
+    }
+
+    /// Waits for something to do and does it; false when there will be nothing more.
+    fn work(&mut self, mut patience: Duration) -> bool {
+        loop {
+            self.let_go();
+            self.retry_deferred();
+            match self.handle.driver.orders.next(patience) {
+                Ok(Some(Order::Load(id))) => self.load(id),
+                Ok(Some(Order::Unload(id))) => self.unload(id),
+                Ok(Some(Order::Refused(id, error))) => self.not_loaded(id, &error),
+                Ok(Some(Order::Asked(wish, name, reply))) => self.wish(wish, name, Some(reply)),
+                Ok(None) => return true,
+                Err(_) => return false,
+            }
+            patience = Duration::ZERO;
+        }
+    }
+
+    fn patience(&self) -> Duration {
+        let is_draining = self.known.values().any(|known| known.state == State::Draining);
+        match self.config.poll {
+            _ if is_draining || !self.deferred.is_empty() => LOOK_AGAIN,
+            Some(poll) => (self.looked_at + poll).since(self.handle.now()),
+            None => IDLE,
+        }
+    }
+
+    /// Makes a model known to the scheduler, and has it loaded unless requests will.
+    fn introduce(
+        &mut self,
         name: &str,
         version: u64,
-        files: &ModelFiles,
-    ) -> Result<(ModelEntry, ModelTerms), String> {
-        let Opened { model, spec, kind, settings, unused } =
-            open(name, version, files, (&self.engines, &self.config))?;
-        if !unused.is_empty() {
-            self.handle.telemetry.settings_unused(name, &unused);
+        files: ModelFiles,
+        replaces: Option<ModelId>,
+    ) -> Result<ModelId, String> {
+        let mut known = Known::new(name, version, files, &self.config)?;
+        let id = ModelId(self.next_id);
+        self.next_id += 1;
+        known.replaces = replaces;
+        known.profile = self.profile(&known)?;
+        let waits_for_requests = replaces.is_none() && self.open_absent(id, &mut known);
+        let (terms, holding) = self.terms_of(id, &known);
+        self.handle.driver.post(Message::Known(id, terms, holding));
+        if let Some(entry) = known.entry.as_ref().filter(|_| waits_for_requests) {
+            self.handle.registry.ready(Arc::clone(entry), None);
+        } else {
+            self.handle.driver.post(Message::LoadWanted(id));
         }
-        let own_lane = self.own_lane(id);
-        let profile = self.profile(&model, kind, &files.model, &settings);
-        self.install(id, &model, &profile.widths, own_lane)?;
-        let rows_max = if profile.batches { rows_max(&settings) } else { 1 };
-        let terms = ModelTerms { lane: own_lane, ..terms(&profile, &settings, model.spec()) };
-        let entry = ModelEntry {
-            id,
-            engine: kind.name(),
-            rows_max,
-            batches: profile.batches,
-            width: profile.width,
-            terms: terms.clone(),
-            latency_objective: settings.latency_objective,
-            priority: settings.priority.unwrap_or_default(),
-            rationale: profile.reason.clone(),
-            metrics: self.handle.telemetry.model(name, version),
-            shapes: ShapeTable::default(),
-            spec,
-        };
-        Ok((entry, terms))
+        if replaces.is_none() {
+            self.names.insert(name.to_owned(), id);
+        }
+        self.known.insert(id, known);
+        Ok(id)
     }
 
-    /// The stored profile if it fits; otherwise what the model shows when it is tried out, which is stored.
-    fn profile(
-        &self,
-        model: &Arc<dyn Model>,
-        kind: EngineKind,
-        path: &Path,
-        settings: &ModelSettings,
-    ) -> Profile {
-        let telemetry = &self.handle.telemetry;
-        let options = probe_options(settings, &self.config);
-        let name = &*model.spec().name;
-        let key = |store: &ProfileStore| store.key(path, engine_version(&self.engines, kind));
-        // A file that was just loaded can be read; if not, it is measured like one without a store.
-        let kept = self.profiles.as_ref().and_then(|store| Some((store, key(store).ok()?)));
-        match kept.as_ref().map_or(Stored::Nothing, |(store, key)| store.find(key, &options)) {
-            Stored::Fits(profile) => {
-                telemetry.profile_reused(name);
-                return profile;
+    fn not_served(&self, name: &str, version: u64, reason: &str) {
+        self.handle.telemetry.model_failed(name, version, reason);
+        self.handle.registry.unavailable(name, version, reason.to_owned());
+    }
+
+    /// A name is on its way to something, or somebody waits for its model.
+    fn is_busy(&self, name: &str) -> bool {
+        self.known.values().any(|known| {
+            let moves = matches!(known.state, State::Coming | State::Draining | State::Leaving);
+            known.name == name && (moves || !known.replies.is_empty())
+        })
+    }
+
+    fn retry_deferred(&mut self) {
+        for (wish, name, reply) in std::mem::take(&mut self.deferred) {
+            // Those for one name stay in order.
+            if self.is_busy(&name) || self.deferred.iter().any(|(_, other, _)| *other == name) {
+                self.deferred.push_back((wish, name, reply));
+            } else {
+                self.wish(wish, name, reply);
             }
-            Stored::Unusable(reason) => telemetry.profile_unusable(name, &reason),
-            Stored::Nothing => (),
         }
-        let profile = try_out(model, &self.config, &self.engines, &options);
-        // One that could not be tried out may be luckier next time.
-        if let Some((store, key)) = kept.filter(|_| !profile.costs.is_empty())
-            && let Err(error) = store.keep(&key, &options, &profile)
-        {
-            telemetry.profile_not_stored(name, &error);
-        }
-        profile
     }
 
-    /// The lane that only this model uses, if models have their own.
-    fn own_lane(&self, id: ModelId) -> Option<LaneId> {
-        let fifo = self.config.discipline == Discipline::Fifo;
-        self.lanes.get(id.0 as usize).filter(|_| fifo).map(|lane| lane.id)
+    fn wish(&mut self, wish: Wish, name: String, reply: Option<Reply>) {
+        if self.is_busy(&name) {
+            return self.deferred.push_back((wish, name, reply));
+        }
+        match wish {
+            Wish::Load => self.wish_load(&name, reply),
+            Wish::Unload => self.wish_unload(&name, reply),
+        }
     }
 
-    /// Gives every lane of these widths what it needs to run the model, the widest first: from then on an
-    /// engine can share weights. A lane that only this model uses runs it with as many threads as its width,
-    /// on whichever of the cores the operating system finds free.
-    fn install(
-        &self,
-        id: ModelId,
-        model: &Arc<dyn Model>,
-        widths: &[usize],
-        own_lane: Option<LaneId>,
-    ) -> Result<(), String> {
-        let narrowed = |lane: &LaneSpec| {
-            let width = widths.first().copied().unwrap_or(1);
-            LaneSpec { cores: CoreSet::from_cores(lane.cores.cores().take(width)), ..*lane }
+    fn wish_load(&mut self, name: &str, reply: Option<Reply>) {
+        let current = self.names.get(name).copied();
+        let found = repository::find(&self.config.models_dir, name);
+        let Some(Found { version, files, .. }) = found else {
+            let text = format!("failed to load '{name}', failed to poll from model repository");
+            return tell(reply, Err(Error::new(ErrorCode::Internal, text)));
         };
-        let mut lanes: Vec<LaneSpec> = match own_lane {
-            Some(own) => self.lanes.iter().filter(|lane| lane.id == own).map(narrowed).collect(),
-            None => self.lanes.iter().filter(|lane| widths.contains(&lane.cores.len())).copied().collect(),
+        let files = match files {
+            Ok(files) => files,
+            Err(reason) => return self.cannot_load(name, version, current, &reason, reply),
         };
-        lanes.sort_by_key(|lane| Reverse(lane.cores.len()));
-        for lane in lanes {
-            let mut runner = model.runner(&lane).map_err(reason)?;
-            while let Err(refused) = self.handle.driver.install(lane.id, id, runner) {
-                match refused.reason {
-                    quadrant_engine::Refusal::Full => std::thread::park_timeout(LANE_FULL_WAIT),
-                    quadrant_engine::Refusal::Stopped => return Err("the server is shutting down".into()),
+        let same = |known: &Known| known.version == version && known.stamp == Stamp::of(&files);
+        if let Some(id) = current.filter(|id| self.known.get(id).is_some_and(same)) {
+            return self.load_again(id, reply);
+        }
+        let is_open = |id: &ModelId| self.known.get(id).is_some_and(|known| known.state == State::Open);
+        let replaces = current.filter(is_open);
+        if replaces.is_none() {
+            current.into_iter().for_each(|id| self.forget(id));
+            self.handle.registry.loading(name, version);
+        }
+        match self.introduce(name, version, files, replaces) {
+            Ok(id) => self.load_again(id, reply),
+            Err(reason) => self.cannot_load(name, version, replaces, &reason, reply),
+        }
+    }
+
+    /// Has a model loaded that is known, and tells when it is.
+    fn load_again(&mut self, id: ModelId, reply: Option<Reply>) {
+        let Some(known) = self.known.get_mut(&id) else { return };
+        if known.model.is_some() {
+            return tell(reply, Ok(()));
+        }
+        if known.state == State::Closed {
+            known.state = State::Coming;
+            self.handle.registry.loading(&known.name, known.version);
+        }
+        known.replies.extend(reply);
+        self.handle.driver.post(Message::LoadWanted(id));
+    }
+
+    fn cannot_load(
+        &mut self,
+        name: &str,
+        version: u64,
+        serving: Option<ModelId>,
+        reason: &str,
+        reply: Option<Reply>,
+    ) {
+        self.handle.telemetry.model_failed(name, version, reason);
+        let serving = serving.and_then(|id| self.known.get(&id)).filter(|known| known.state == State::Open);
+        match serving {
+            Some(known) => {
+                let why = format!("version `{version}`: {reason}");
+                self.handle.registry.update_failed(name, known.version, why);
+                if known.version != version {
+                    self.handle.registry.unavailable(name, version, reason.to_owned());
                 }
-                runner = refused.returned;
+            }
+            None => self.handle.registry.unavailable(name, version, reason.to_owned()),
+        }
+        let text = format!("failed to load '{name}': {reason}");
+        tell(reply, Err(Error::new(ErrorCode::Internal, text)));
+    }
+
+    fn wish_unload(&mut self, name: &str, reply: Option<Reply>) {
+        let Some(known) = self.names.get(name).and_then(|id| self.known.get_mut(id)) else {
+            // As Triton does, also for a name that nobody knows.
+            return tell(reply, Ok(()));
+        };
+        if known.state != State::Open {
+            return tell(reply, Ok(()));
+        }
+        known.state = State::Draining;
+        known.replies.extend(reply);
+        self.handle.registry.unloading(name, known.version);
+    }
+
+    /// Tells the scheduler of models that go and that nobody holds any more.
+    fn let_go(&mut self) {
+        let unheld = |known: &Known| known.entry.as_ref().is_none_or(|entry| Arc::strong_count(entry) == 1);
+        let done = |(id, known): (&ModelId, &mut Known)| {
+            (known.state == State::Draining && unheld(known)).then(|| {
+                known.state = State::Leaving;
+                (*id, known.model.is_none())
+            })
+        };
+        let done: Vec<_> = self.known.iter_mut().filter_map(done).collect();
+        for (id, is_absent) in done {
+            self.handle.driver.post(Message::UnloadWanted(id));
+            if is_absent {
+                self.gone(id);
             }
         }
-        Ok(())
+    }
+
+    /// A model that was to go is gone.
+    fn gone(&mut self, id: ModelId) {
+        let Some(known) = self.known.get_mut(&id) else { return };
+        known.state = State::Closed;
+        let (replies, is_replaced) = (std::mem::take(&mut known.replies), known.is_replaced);
+        if is_replaced {
+            self.forget(id);
+        } else {
+            self.handle.registry.unavailable(&known.name, known.version, "unloaded".to_owned());
+        }
+        replies.into_iter().for_each(|reply| tell(Some(reply), Ok(())));
+    }
+
+    fn forget(&mut self, id: ModelId) {
+        self.handle.driver.post(Message::ModelDown(id));
+        if let Some(known) = self.known.remove(&id)
+            && self.names.get(&known.name) == Some(&id)
+        {
+            self.names.remove(&known.name);
+        }
+    }
+
+    /// Loads what is new or has changed in the repository, and lets go what is there no more.
+    fn look_at_repository(&mut self) {
+        let now = self.handle.now();
+        if self.config.poll.is_none_or(|poll| now < self.looked_at + poll) {
+            return;
+        }
+        self.looked_at = now;
+        let found = match repository::scan(&self.config.models_dir) {
+            Ok(found) => found,
+            Err(error) => return self.handle.telemetry.repository_unreadable(&error),
+        };
+        let gone: Vec<String> = self
+            .names
+            .keys()
+            .filter(|name| !found.iter().any(|model| model.name == **name))
+            .cloned()
+            .collect();
+        for name in gone {
+            self.wish(Wish::Unload, name, None);
+        }
+        for Found { name, version, files } in found {
+            let Ok(files) = files else { continue };
+            let stamp = Stamp::of(&files);
+            let known = self.names.get(&name).and_then(|id| self.known.get(id));
+            let is_new = known.is_none_or(|known| known.version != version || known.stamp != stamp);
+            if is_new && self.failed.get(&name) != Some(&stamp) && !self.is_busy(&name) {
+                // Tried once; it is taken out when it does load.
+                self.failed.insert(name.clone(), stamp);
+                self.wish(Wish::Load, name, None);
+            }
+        }
+        self.failed.retain(|name, _| self.names.contains_key(name));
     }
 }
 
-/// A model that was loaded, with what is to hold for it.
-pub(crate) struct Opened {
-    pub(crate) model: Arc<dyn Model>,
-    /// What it takes and gives, with the names of its classes.
-    pub(crate) spec: ModelSpec,
-    pub(crate) kind: EngineKind,
-    pub(crate) settings: ModelSettings,
-    /// Fields of its `config.pbtxt` that mean nothing here.
-    pub(crate) unused: Vec<&'static str>,
-}
-
-/// Loads the files of a model.
-///
-/// # Errors
-/// Why it cannot be served, for a person.
-pub(crate) fn open(
-    name: &str,
-    version: u64,
-    files: &ModelFiles,
-    (engines, config): (&Engines, &Config),
-) -> Result<Opened, String> {
-    let written = match &files.config {
-        Some(path) => pbtxt::read(path)?,
-        None => pbtxt::ModelConfig::default(),
-    };
-    let outer = written.settings.or(&config.defaults);
-    let settings = config.models.get(name).map_or_else(|| outer.clone(), |said| said.or(&outer));
-    let source = ModelSource {
-        name: name.into(),
-        version,
-        path: files.model.clone(),
-        engine: settings.engine,
-        labels: BTreeMap::new(),
-    };
-    let kind = source.engine_kind(engines).map_err(reason)?;
-    let model = load(&source, engines).map_err(reason)?;
-    written.check(model.spec())?;
-    let mut spec = model.spec().clone();
-    attach_labels(&mut spec, files, &written)?;
-    Ok(Opened { model, spec, kind, settings, unused: written.unused })
-}
-
-/// How a model with these settings is tried out.
-pub(crate) fn probe_options(settings: &ModelSettings, config: &Config) -> ProbeOptions {
-    let batching = match settings.batching() {
-        Batching::Auto => ProbeBatching::Declared,
-        Batching::Off => ProbeBatching::Never,
-        Batching::UpTo(_) => ProbeBatching::Allowed,
-    };
-    ProbeOptions {
-        batching,
-        rows_max: rows_max(settings) as usize,
-        // The disciplines to compare with have one width: all cores, or under `fifo` what is configured.
-        width: match config.discipline {
-            Discipline::Quadrant => settings.width.map(|width| width.min(config.cores.len())),
-            Discipline::Fifo => Some(settings.width.unwrap_or(usize::MAX).min(config.cores.len())),
-            Discipline::Clockwork => Some(config.cores.len()),
-        },
-        budget: config.probe_budget,
-    }
-}
-
-/// Tries a model out on the lanes of one core.
-pub(crate) fn try_out(
-    model: &Arc<dyn Model>,
-    config: &Config,
-    engines: &Engines,
-    options: &ProbeOptions,
-) -> Profile {
-    let single: Vec<LaneSpec> = single_lanes(config.cores).collect();
-    probe(model, &single, &engines.clock, options)
-}
-
-/// The engine as profiles name it.
-pub(crate) fn engine_version(engines: &Engines, kind: EngineKind) -> String {
-    format!("{} {}", kind.name(), engines.version(kind))
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
-fn reason(error: EngineError) -> String {
-    error.to_string()
-}
-
-fn rows_max(settings: &ModelSettings) -> u32 {
-    match settings.batching() {
-        Batching::UpTo(rows) => rows.max(1),
-        Batching::Auto => ROWS_MAX,
-        Batching::Off => 1,
-    }
-}
-
-/// What the scheduler is told: how many rows share a step is what was measured to be worth it, which may be
-/// fewer than one request may bring.
-fn terms(profile: &Profile, settings: &ModelSettings, spec: &ModelSpec) -> ModelTerms {
-    let cost = |cost: &quadrant_engine::Cost| Cost {
-        rows: u32::try_from(cost.rows).unwrap_or(u32::MAX),
-        width: cost.width,
-        beside: cost.beside,
-        time: cost.step,
-    };
-    let mut costs: Vec<Cost> = profile.costs.iter().map(cost).collect();
-    if costs.is_empty() {
-        costs.push(Cost { rows: 1, width: profile.width, beside: false, time: UNKNOWN_COST });
-    }
-    let row_bytes =
-        spec.inputs.iter().zip(&profile.shapes).map(|(input, shape)| {
-            (shape.iter().product::<usize>() * input.datatype.size().unwrap_or(8)) as u64
-        });
-    ModelTerms {
-        rows_max: u32::try_from(profile.rows_max).unwrap_or(1),
-        widths: profile.widths.clone(),
-        lane: None,
-        queue_max: settings.queue_max(),
-        delay_max: settings.delay_max(),
-        costs,
-        row_bytes: row_bytes.sum(),
-        unmet: settings.unmet.unwrap_or_default(),
-    }
-}
-
-/// Names the classes of outputs: those that the configuration names, else those of the file beside the
-/// model, for every output with as many classes as it has lines.
-fn attach_labels(
-    spec: &mut ModelSpec,
-    files: &ModelFiles,
-    written: &pbtxt::ModelConfig,
-) -> Result<(), String> {
-    if let Some(path) = &files.labels {
-        let labels = read_labels(path)?;
-        let fitting = spec.outputs.iter().filter(|output| labels_fit(&labels, output));
-        spec.labels = fitting.map(|output| (Arc::clone(&output.name), Arc::clone(&labels))).collect();
-    }
-    for (output, file) in &written.label_files {
-        spec.labels.insert(output.as_str().into(), read_labels(&files.folder.join(file))?);
-    }
-    Ok(())
+/// Answers whoever waits, if somebody does.
+#[expect(clippy::needless_pass_by_value, reason = "most results are made for this call")]
+fn tell(reply: Option<Reply>, result: Result<(), Error>) {
+    // He may have given up waiting.
+    reply.into_iter().for_each(|reply| drop(reply.send(result.clone())));
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use quadrant_engine::{EngineError, LaneReport};
-use quadrant_policy::ModelTerms;
+use quadrant_policy::{Holding, Loaded, ModelTerms};
 use quadrant_types::{Error, ErrorCode, ModelId, Request, RequestId, StepId, TenantId, Tensor, Timing};
 use tokio::sync::oneshot;
 
@@ -11,7 +11,13 @@ use crate::{Answer, ModelEntry};
 
 /// Everything that can happen to the node. The scheduler's events, with their payloads.
 pub(crate) enum Message {
-    ModelUp(ModelId, ModelTerms),
+    Known(ModelId, ModelTerms, Holding),
+    LoadWanted(ModelId),
+    UnloadWanted(ModelId),
+    LoadEnded(ModelId, Result<Loaded, Error>),
+    Unloaded(ModelId),
+    ModelDown(ModelId),
+    Resident(u64),
     Weight(TenantId, u32),
     Submit(Box<Pending>),
     Leave(RequestId),

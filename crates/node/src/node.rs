@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use quadrant_engine::{EngineError, Engines, Lane, LaneSink, LaneSpec, OnnxRuntime, SchedulingClass};
-use quadrant_policy::{Discipline, LaneShape, Policy};
+use quadrant_policy::{Discipline, LaneShape, Limits, MemoryBudget, Policy};
 use quadrant_types::{CoreSet, LaneId};
 
 use crate::driver::Driver;
@@ -16,10 +16,16 @@ use crate::message::Message;
 use crate::registry::Registry;
 use crate::telemetry::Telemetry;
 use crate::tenants::Tenants;
-use crate::{Config, Handle, MonotonicClock, loader, repository};
+use crate::{Config, Handle, MonotonicClock, loader, memory, repository};
 
 /// Threads of models that each have their own; beyond it, models share the first.
 const FIFO_LANES_MAX: usize = 1_024;
+
+/// What connections, threads and books take besides models and requests' inputs.
+const PROCESS_BYTES: u64 = 16 << 20;
+
+/// What a lane may be told while a step runs on it, the next step included.
+const LANE_COMMANDS_MAX: usize = 64;
 
 /// Why a node could not start. All of it is said before a port answers.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +60,8 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Node {
     handle: Handle,
-    ticker: Option<JoinHandle<()>>,
+    /// The ticker's and that of the memory.
+    threads: Vec<JoinHandle<()>>,
     loader: Option<JoinHandle<()>>,
 }
 
@@ -73,15 +80,16 @@ impl Node {
         let telemetry = Arc::new(Telemetry::new(Arc::clone(&tenants)));
         let lanes = lane_specs(config.cores, config.discipline, found.len());
         let shape = |lane: &LaneSpec| LaneShape { id: lane.id, cores: lane.cores, class: lane.class };
-        let policy = Policy::new(lanes.iter().map(shape).collect(), config.limits, config.discipline);
+        let limits = with_process_bytes(config.limits);
+        let policy = Policy::new(lanes.iter().map(shape).collect(), limits, config.discipline);
         let driver = Driver::new(
             Arc::clone(&clock),
             policy,
             preemptible(&lanes, config.discipline),
             Arc::clone(&telemetry),
         );
-        // While a step runs, every model's runner may come to be installed, and the next step.
-        let capacity = found.len() + 2;
+        // While a step runs, many models' runners may come and go; the loader waits if it is more.
+        let capacity = LANE_COMMANDS_MAX;
         let start = |spec: &LaneSpec| {
             let sink = Arc::clone(&driver) as Arc<dyn LaneSink>;
             Lane::start(*spec, Arc::clone(&clock), sink, capacity)
@@ -96,9 +104,13 @@ impl Node {
         let handle = Handle { clock: Arc::clone(&clock), driver, registry, telemetry, tenants };
         let ticking = Arc::clone(&handle.driver);
         let ticker = spawn("ticker", move || ticking.run_ticker()).map_err(lane_error)?;
-        let loading = loader::Loader::new(handle.clone(), engines, lanes, config, found);
-        let loader = spawn("loader", move || loading.run()).map_err(lane_error)?;
-        Ok(Self { handle, ticker: Some(ticker), loader: Some(loader) })
+        let watched = handle.clone();
+        let memory = spawn("memory", move || memory::watch(&watched)).map_err(lane_error)?;
+        let loading = loader::Loader::new(handle.clone(), engines, lanes, config);
+        loading.list(&found);
+        let run = move || loading.run(found);
+        let loader = quadrant_engine::background("loader", cores, run).map_err(lane_error)?;
+        Ok(Self { handle, threads: vec![ticker, memory], loader: Some(loader) })
     }
 
     /// The way in for the protocols.
@@ -122,8 +134,9 @@ impl Node {
 
     fn end(&mut self, patience: Duration) {
         self.handle.driver.stop(patience);
-        if let Some(ticker) = self.ticker.take() {
-            drop(ticker.join());
+        for thread in self.threads.drain(..) {
+            thread.thread().unpark();
+            drop(thread.join());
         }
         // A load cannot be interrupted; its thread is left to the end of the process.
         drop(self.loader.take());
@@ -132,10 +145,17 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        if self.ticker.is_some() {
+        if !self.threads.is_empty() {
             self.end(Duration::from_secs(1));
         }
     }
+}
+
+/// The limits, with what the process has now and what it will need besides models and requests.
+fn with_process_bytes(limits: Limits) -> Limits {
+    let now = quadrant_sys::resident_bytes().unwrap_or(0);
+    let memory = MemoryBudget { process_bytes: now + PROCESS_BYTES, ..limits.memory };
+    Limits { memory, ..limits }
 }
 
 /// What models are loaded with.

@@ -7,6 +7,8 @@
 
 mod file;
 
+pub(crate) use file::MemoryLines;
+
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -204,7 +206,7 @@ fn hexadecimal(bytes: &[u8]) -> String {
 mod tests {
     use std::time::{Duration, SystemTime};
 
-    use quadrant_engine::{Batching, Cost};
+    use quadrant_engine::{Batching, Cost, Occupancy, Peak};
 
     use super::*;
 
@@ -227,6 +229,12 @@ mod tests {
             ],
             shapes: vec![[1, 3, 224, 224][..].into(), [1][..].into()],
             reason: "it is \"best\"\nso".into(),
+            occupancy: Some(Occupancy {
+                load_time: step,
+                load_bytes: 9_000,
+                loaded_bytes: 5_000,
+                peaks: vec![Peak { width: 2, rows: 1, bytes: 7_000 }],
+            }),
         }
     }
 

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use quadrant_engine::{Engines, Profile};
 
-use crate::loader::{Opened, engine_version, open, probe_options, try_out};
+use crate::measuring::{Subject, occupancy_in_child};
 use crate::node::engines;
+use crate::opening::{Opened, engine_version, open, probe_options, try_out};
 use crate::profiles::ProfileStore;
 use crate::repository::{self, Found};
 use crate::{Config, StartError};
@@ -83,6 +84,13 @@ fn profile(model: &Found, config: &Config, engines: &Engines, store: Option<&Pro
     };
     let options = probe_options(&settings, config);
     let found = try_out(&model, config, engines, &options);
+    let measure = |program: &PathBuf| {
+        let (onnxruntime, cores) = (config.onnxruntime.as_deref(), config.cores);
+        let subject = Subject { program, model: &files.model, engine: kind, onnxruntime, cores };
+        occupancy_in_child(&subject, &found, &engines.clock).ok()
+    };
+    let occupancy = config.program.as_ref().filter(|_| !found.costs.is_empty()).and_then(measure);
+    let found = Profile { occupancy, ..found };
     let engine = engine_version(engines, kind);
     let keep = |store: &ProfileStore| {
         let key = store.key(&files.model, engine.clone());

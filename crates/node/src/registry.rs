@@ -1,7 +1,7 @@
 //! The models that this node knows, by name and version, as the protocols see them.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -40,11 +40,20 @@ pub struct ModelEntry {
     pub priority: Priority,
     /// Why it batches, or does not, and at which width, in words.
     pub rationale: String,
+    /// Whether it is loaded when a request comes for it.
+    pub on_demand: bool,
+    /// Whether it is in memory.
+    pub(crate) resident: AtomicBool,
     pub(crate) metrics: ModelMetrics,
     pub(crate) shapes: ShapeTable,
 }
 
 impl ModelEntry {
+    /// Whether it is in memory at present.
+    pub fn is_resident(&self) -> bool {
+        self.resident.load(Ordering::Relaxed)
+    }
+
     /// Counts a request that ended before it was submitted, such as one that does not fit the model.
     pub fn record_failure(&self, error: &Error) {
         self.metrics.failed(error.code);
@@ -107,6 +116,8 @@ pub enum ModelState {
     Loading,
     /// Serving.
     Ready,
+    /// Finishing what it has accepted, and then gone.
+    Unloading,
     /// Not serving; the reason says why.
     Unavailable,
 }
@@ -120,7 +131,7 @@ pub struct IndexEntry {
     pub version: String,
     /// Its state.
     pub state: ModelState,
-    /// Why it is not ready; empty if it is.
+    /// Why it is not ready; what there is to say of one that is.
     pub reason: String,
 }
 
@@ -128,7 +139,9 @@ pub struct IndexEntry {
 #[derive(Debug)]
 enum Slot {
     Loading,
-    Ready(Arc<ModelEntry>),
+    /// Serving, and why what should take its place does not.
+    Ready(Arc<ModelEntry>, Option<String>),
+    Unloading,
     Unavailable(String),
 }
 
@@ -144,9 +157,30 @@ impl Registry {
         self.set(name, version, Slot::Loading);
     }
 
-    pub(crate) fn ready(&self, entry: Arc<ModelEntry>) {
+    /// Shows a model as ready, in the place of another version of it if one is given: nobody sees neither.
+    pub(crate) fn ready(&self, entry: Arc<ModelEntry>, replaced: Option<u64>) {
         let (name, version) = (Arc::clone(&entry.spec.name), entry.spec.version);
-        self.set(&name, version, Slot::Ready(entry));
+        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        let versions = slots.entry(name.to_string()).or_default();
+        if let Some(replaced) = replaced {
+            // With it goes what was tried in vain before.
+            versions.retain(|version, slot| *version != replaced && !matches!(slot, Slot::Unavailable(_)));
+        }
+        versions.insert(version, Slot::Ready(entry, None));
+    }
+
+    /// A model goes: it is found no more, and finishes what it has accepted.
+    pub(crate) fn unloading(&self, name: &str, version: u64) {
+        self.set(name, version, Slot::Unloading);
+    }
+
+    /// What was to take the place of this version did not load.
+    pub(crate) fn update_failed(&self, name: &str, version: u64, reason: String) {
+        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        let slot = slots.get_mut(name).and_then(|versions| versions.get_mut(&version));
+        if let Some(Slot::Ready(_, why)) = slot {
+            *why = Some(reason);
+        }
     }
 
     pub(crate) fn unavailable(&self, name: &str, version: u64, reason: String) {
@@ -170,7 +204,7 @@ impl Registry {
                 versions.get(&version).ok_or_else(no_version)?
             }
             None => {
-                let ready = versions.values().rev().find(|slot| matches!(slot, Slot::Ready(_)));
+                let ready = versions.values().rev().find(|slot| matches!(slot, Slot::Ready(..)));
                 let Some(slot) = ready.or_else(|| versions.values().next_back()) else {
                     return Err(not_found(format!("'{name}' has no available versions")));
                 };
@@ -178,9 +212,10 @@ impl Registry {
             }
         };
         match slot {
-            Slot::Ready(entry) => Ok(Arc::clone(entry)),
+            Slot::Ready(entry, _) => Ok(Arc::clone(entry)),
             Slot::Loading => Err(Error::new(ErrorCode::Unavailable, format!("model '{name}' is loading"))
                 .retry_after(std::time::Duration::from_secs(1))),
+            Slot::Unloading => Err(not_found(format!("'{name}' has no available versions: unloading"))),
             Slot::Unavailable(reason) => {
                 Err(not_found(format!("'{name}' has no available versions: {reason}")))
             }
@@ -190,8 +225,8 @@ impl Registry {
     pub(crate) fn entries(&self) -> Vec<Arc<ModelEntry>> {
         let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
         let ready = |slot: &Slot| match slot {
-            Slot::Ready(entry) => Some(Arc::clone(entry)),
-            Slot::Loading | Slot::Unavailable(_) => None,
+            Slot::Ready(entry, _) => Some(Arc::clone(entry)),
+            Slot::Loading | Slot::Unloading | Slot::Unavailable(_) => None,
         };
         slots.values().flat_map(BTreeMap::values).filter_map(ready).collect()
     }
@@ -207,7 +242,8 @@ impl Registry {
         let line = |name: &String, version: u64, slot: &Slot| {
             let (state, reason) = match slot {
                 Slot::Loading => (ModelState::Loading, String::new()),
-                Slot::Ready(_) => (ModelState::Ready, String::new()),
+                Slot::Ready(entry, why) => (ModelState::Ready, remark(entry, why.as_deref())),
+                Slot::Unloading => (ModelState::Unloading, String::new()),
                 Slot::Unavailable(reason) => (ModelState::Unavailable, reason.clone()),
             };
             let version = if version == 0 { String::new() } else { version.to_string() };
@@ -217,6 +253,15 @@ impl Registry {
             versions.iter().map(|(version, slot)| line(name, *version, slot)).collect::<Vec<_>>()
         };
         slots.iter().flat_map(versions).collect()
+    }
+}
+
+/// What there is to say of a model that is ready.
+fn remark(entry: &ModelEntry, why: Option<&str>) -> String {
+    match why {
+        Some(why) => format!("serving as before; what should take its place does not load: {why}"),
+        None if entry.is_resident() => String::new(),
+        None => "absent; it is loaded when a request comes".to_owned(),
     }
 }
 

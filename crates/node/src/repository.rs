@@ -7,6 +7,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use quadrant_engine::ModelSource;
 use quadrant_types::TensorSpec;
@@ -66,6 +67,27 @@ pub(crate) fn scan(folder: &Path) -> io::Result<Vec<Found>> {
         }
     }
     Ok(found.into_values().collect())
+}
+
+/// The model of this name in `folder`; `None` if there is none, or the folder cannot be read.
+pub(crate) fn find(folder: &Path, name: &str) -> Option<Found> {
+    scan(folder).ok()?.into_iter().find(|model| model.name == name)
+}
+
+/// What tells one content of a model's files from another, without reading them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Stamp(Vec<Option<(PathBuf, u64, SystemTime)>>);
+
+impl Stamp {
+    /// As the files are now.
+    pub(crate) fn of(files: &ModelFiles) -> Self {
+        let ModelFiles { model, config, labels, .. } = files;
+        let stamp = |path: &PathBuf| {
+            let metadata = fs::metadata(path).ok()?;
+            Some((path.clone(), metadata.len(), metadata.modified().ok()?))
+        };
+        Self([Some(model), config.as_ref(), labels.as_ref()].into_iter().flatten().map(stamp).collect())
+    }
 }
 
 fn bare_file(file_name: &str, path: &Path, folder: &Path) -> Found {

@@ -6,7 +6,6 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use prometheus::core::Collector;
 use prometheus::{
@@ -18,9 +17,13 @@ use quadrant_types::{Ending, Error, LaneId, StepId, TenantId};
 use crate::ModelEntry;
 use crate::tenants::Tenants;
 
+mod memory;
 mod model;
 
+pub(crate) use memory::Memory;
 pub(crate) use model::ModelMetrics;
+
+use memory::{ResidenceFamilies, gauge};
 
 /// Upper bounds of the duration histograms, in microseconds: 100 us to 50 s, about three a decade.
 const DURATION_BUCKETS_US: [f64; 18] = [
@@ -44,6 +47,7 @@ pub(crate) struct Telemetry {
     lanes_stalled: IntGauge,
     slowdown: GaugeVec,
     resident_bytes: IntGauge,
+    memory: IntGaugeVec,
     invariant_violations: IntCounter,
 }
 
@@ -56,7 +60,7 @@ struct Families {
     totals_us: Vec<IntCounterVec>,
     histograms_us: Vec<HistogramVec>,
     pending: IntGaugeVec,
-    load_seconds: GaugeVec,
+    residence: ResidenceFamilies,
     codes: IntCounterVec,
     ratio: HistogramVec,
     objectives: IntCounterVec,
@@ -73,6 +77,7 @@ pub(crate) struct Snapshot {
     /// How many times longer than usually steps take on each core.
     pub(crate) slowdowns: Vec<(usize, f64)>,
     pub(crate) violated: Option<&'static str>,
+    pub(crate) memory: Memory,
 }
 
 /// The stages whose times are counted; the first is the whole request.
@@ -122,6 +127,7 @@ impl Telemetry {
                 .expect("the name is valid"),
             ),
             resident_bytes: gauge("quadrant_resident_bytes", "Resident memory of the process"),
+            memory: memory::family(&registry),
             invariant_violations: counter(
                 "quadrant_invariant_violations_total",
                 "Scrapes at which an invariant of the scheduler did not hold; anything but 0 is a bug",
@@ -143,8 +149,9 @@ impl Telemetry {
         for (core, slowdown) in &snapshot.slowdowns {
             self.slowdown.with_label_values(&[core.to_string()]).set(*slowdown);
         }
+        snapshot.memory.show(&self.memory, &snapshot.models);
         let resident = quadrant_sys::resident_bytes().unwrap_or(0);
-        self.resident_bytes.set(i64::try_from(resident).unwrap_or(i64::MAX));
+        self.resident_bytes.set(gauge(resident));
         if let Some(invariant) = snapshot.violated {
             self.invariant_violations.inc();
             tracing::error!(invariant, "an invariant of the scheduler does not hold; please report this");
@@ -175,18 +182,12 @@ impl Telemetry {
         tracing::error!(model, %error, "a step failed");
     }
 
-    pub(crate) fn model_ready(&self, entry: &ModelEntry, took: Duration) {
-        entry.metrics.load_seconds.set(took.as_secs_f64());
-        tracing::info!(
-            model = &*entry.spec.name,
-            version = entry.spec.version,
-            engine = entry.engine,
-            rows_max = entry.rows_max,
-            width = entry.width,
-            took_ms = took.as_millis(),
-            "model ready: {}",
-            entry.rationale
-        );
+    pub(crate) fn occupancy_unknown(&self, model: &str, reason: &str) {
+        tracing::warn!(model, "what it takes of the memory is guessed from its file: {reason}");
+    }
+
+    pub(crate) fn repository_unreadable(&self, error: &std::io::Error) {
+        tracing::error!(%error, "the models folder cannot be read; what is loaded stays");
     }
 
     pub(crate) fn profile_reused(&self, model: &str) {
@@ -237,7 +238,6 @@ impl Families {
             "nv_inference_pending_request_count",
             "Instantaneous number of pending requests awaiting execution per-model.",
         );
-        let load_opts = Opts::new("nv_model_load_duration_secs", "Model load time in seconds");
         Self {
             success: counters(
                 "nv_inference_request_success",
@@ -254,7 +254,7 @@ impl Families {
             totals_us: STAGES.into_iter().map(total).collect(),
             histograms_us: STAGES.into_iter().map(histogram).collect(),
             pending: keep(registry, IntGaugeVec::new(gauge_opts, &model).expect("the name is valid")),
-            load_seconds: keep(registry, GaugeVec::new(load_opts, &model).expect("the name is valid")),
+            residence: ResidenceFamilies::new(registry),
             codes: counters(
                 "quadrant_request_failures_total",
                 "Failed requests by error code",
@@ -294,6 +294,8 @@ fn keep<T: Collector + Clone + 'static>(registry: &Registry, collector: T) -> T 
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use quadrant_types::{ErrorCode, Time, Timing};
 
     use super::*;
@@ -306,8 +308,14 @@ mod tests {
         metrics.failed(ErrorCode::Cancelled);
         metrics.executed(4, Duration::from_millis(2), Duration::from_millis(1));
         let slowdowns = vec![(3, 1.25)];
-        let snapshot =
-            Snapshot { models: vec![], queued: vec![], lanes_stalled: 0, slowdowns, violated: None };
+        let snapshot = Snapshot {
+            models: vec![],
+            queued: vec![],
+            lanes_stalled: 0,
+            slowdowns,
+            violated: None,
+            memory: Memory::default(),
+        };
         let text = telemetry.render(&snapshot);
         for line in [
             "# TYPE nv_inference_request_success counter",

@@ -57,6 +57,10 @@ impl Ticker {
         self.earlier.notify_one();
     }
 
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.lock().stopped
+    }
+
     /// Sleeps until something is due or it is roused; false once stopped.
     pub(crate) fn wait(&self, clock: &dyn Clock) -> bool {
         let mut state = self.lock();

@@ -46,6 +46,8 @@ fn config(models_dir: &Path) -> Config {
         limits: Limits::default(),
         probe_budget: Duration::from_millis(20),
         profiles_dir: None,
+        program: None,
+        poll: None,
         defaults: ModelSettings::default(),
         models: BTreeMap::new(),
     }

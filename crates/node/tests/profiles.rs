@@ -28,6 +28,8 @@ fn config(folder: &Path) -> Config {
         weights: BTreeMap::new(),
         limits: Limits::default(),
         probe_budget: Duration::from_millis(30),
+        program: None,
+        poll: None,
         profiles_dir: Some(folder.join("profiles")),
         defaults: ModelSettings::default(),
         models: BTreeMap::new(),

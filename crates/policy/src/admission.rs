@@ -67,7 +67,7 @@ impl Policy {
         }
     }
 
-    fn within_bounds(&self, request: &Request) -> Result<(), Error> {
+    pub(crate) fn within_bounds(&self, request: &Request) -> Result<(), Error> {
         let Work::Once { bytes_in, .. } = request.work;
         if self.draining {
             return Err(Error::new(ErrorCode::Unavailable, "the server is shutting down"));
@@ -79,7 +79,8 @@ impl Policy {
             let wait = self.time_to_drain(queue);
             Err(Error::new(ErrorCode::ResourceExhausted, what).retry_after(wait).because(reason))
         };
-        let (waiting, queue_max) = (queue.waiting.len(), queue.terms.queue_max);
+        let parked = self.memory.get(request.model).map_or(0, |held| held.parked.len());
+        let (waiting, queue_max) = (queue.waiting.len() + parked, queue.terms.queue_max);
         if waiting >= queue_max {
             let what = format!("the model's queue is full: `{waiting}` of `{queue_max}` requests wait");
             return full(Reason::QueueFull, what);
@@ -96,7 +97,7 @@ impl Policy {
             let what = format!("inputs in flight are at their limit: `{held}` of `{bytes_max}` bytes");
             return full(Reason::BytesFull, what);
         }
-        Ok(())
+        self.memory_allows()
     }
 
     /// A guess at how long this model's queue takes, for `Retry-After`.
@@ -111,7 +112,7 @@ impl Policy {
     }
 
     /// Puts a request in its place. The discipline decides what its objective means.
-    fn plan(&self, now: Time, request: &Request) -> Plan {
+    pub(crate) fn plan(&self, now: Time, request: &Request) -> Plan {
         let latest = request.arrived + self.limits.wait_max;
         let (deadline, expires) = match (request.objective, self.discipline) {
             (Objective::EndBy(time), Discipline::Fifo) => (Time::MAX, time.min(latest)),
@@ -166,7 +167,7 @@ impl Policy {
 
     /// Sees to it that the request and everything accepted before end in time, at the expense of less
     /// important requests if need be.
-    fn find_room(
+    pub(crate) fn find_room(
         &mut self,
         now: Time,
         request: &Request,
@@ -269,7 +270,7 @@ impl Policy {
     }
 }
 
-fn unmeetable(why: &str) -> Error {
+pub(crate) fn unmeetable(why: &str) -> Error {
     let text = format!("the request cannot be answered in time: {why}");
     Error::new(ErrorCode::ResourceExhausted, text).because(Reason::DeadlineUnmeetable)
 }

@@ -53,6 +53,47 @@ pub struct Limits {
     pub stall_floor: Duration,
     /// The share of all core time that best-effort work gets while it waits, in thousandths.
     pub best_effort_floor_permille: u32,
+    /// The memory of the device.
+    pub memory: MemoryBudget,
+    /// Which models make room.
+    pub eviction: Eviction,
+}
+
+/// Which models make room for others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Eviction {
+    /// Those that would be missed least for their bytes.
+    #[default]
+    Worth,
+    /// Those used longest ago, to compare with.
+    Lru,
+}
+
+impl Eviction {
+    /// Every one.
+    pub const ALL: [Self; 2] = [Self::Worth, Self::Lru];
+
+    /// Its name in the configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Worth => "worth",
+            Self::Lru => "lru",
+        }
+    }
+}
+
+/// The bytes that there are for models and requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryBudget {
+    /// Of the whole process.
+    pub bytes: u64,
+    /// What the process has before any model, which is never free.
+    pub process_bytes: u64,
+}
+
+impl MemoryBudget {
+    /// More than any machine has.
+    pub const UNLIMITED: Self = Self { bytes: u64::MAX, process_bytes: 0 };
 }
 
 impl Default for Limits {
@@ -64,6 +105,8 @@ impl Default for Limits {
             stall_factor: 10,
             stall_floor: Duration::from_secs(1),
             best_effort_floor_permille: 50,
+            memory: MemoryBudget::UNLIMITED,
+            eviction: Eviction::Worth,
         }
     }
 }
@@ -124,13 +167,64 @@ pub struct ModelTerms {
     pub unmet: Unmet,
 }
 
+/// Whether a model stays in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Residency {
+    /// It is loaded when it is told to be, and stays.
+    Pinned,
+    /// It is loaded when a request comes for it, and makes room for others,
+    OnDemand {
+        /// or goes when it was not used for so long.
+        idle_after: Option<Duration>,
+    },
+}
+
+/// What a model takes of the device's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holding {
+    /// Bytes while it is resident: its weights, and what its steps need at most.
+    pub bytes: u64,
+    /// Bytes while it is being loaded; at least as many.
+    pub load_bytes: u64,
+    /// How long loading takes.
+    pub load_time: Duration,
+    /// Whether it stays.
+    pub residency: Residency,
+    /// By when answers are wanted, unless requests say so.
+    pub objective: Option<Duration>,
+}
+
+/// A model that was loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loaded {
+    /// As measured now, or before.
+    pub terms: ModelTerms,
+    /// Bytes that it takes.
+    pub bytes: u64,
+    /// How long loading took.
+    pub took: Duration,
+}
+
 /// All that can happen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A model is ready to run on every lane.
+    /// A model is ready to run on every lane, and its memory is nobody's business here.
     ModelUp(ModelId, ModelTerms),
-    /// A model is to run no more; what waits for it ends.
+    /// A model is to run no more; what waits for it ends, and it is forgotten.
     ModelDown(ModelId),
+    /// There is such a model, and it can be brought into memory. What is known of it is replaced.
+    Known(ModelId, ModelTerms, Holding),
+    /// This model is to be loaded. [`Action::Load`] or [`Action::LoadRefused`] answers.
+    LoadWanted(ModelId),
+    /// This model is to go: it takes no more requests, and [`Action::Unload`] follows when what it has
+    /// accepted has ended.
+    UnloadWanted(ModelId),
+    /// What came of [`Action::Load`].
+    LoadEnded(ModelId, Result<Loaded, Error>),
+    /// [`Action::Unload`] was done; its bytes are free.
+    Unloaded(ModelId),
+    /// So many bytes the operating system counts as the process's.
+    Resident(u64),
     /// This tenant's share of best-effort time, relative to the others'; 1 for one never named.
     Weight(TenantId, u32),
     /// A request came.
@@ -180,6 +274,12 @@ pub enum Action {
     LaneStalled(LaneId, StepId),
     /// The stalled step has ended after all.
     LaneRecovered(LaneId),
+    /// Load this model. Its bytes are reserved; [`Event::LoadEnded`] answers.
+    Load(ModelId),
+    /// This model was told to be loaded and cannot be.
+    LoadRefused(ModelId, Error),
+    /// Unload this model, which has nothing to do. [`Event::Unloaded`] answers.
+    Unload(ModelId),
     /// Draining is over: nothing waits, nothing runs but what is stuck.
     Drained,
 }

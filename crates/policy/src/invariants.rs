@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use quadrant_types::{CoreSet, SchedulingClass, Work};
 
+use crate::residency::Stage;
 use crate::{Discipline, Policy};
 
 /// What should hold, and whether it does.
@@ -14,7 +15,7 @@ impl Policy {
     /// The name of the first invariant that does not hold, if any. Costs time in proportion to what is
     /// live, so production asks only now and then.
     pub fn violated_invariant(&self) -> Option<&'static str> {
-        let checks: [Check; 9] = [
+        let checks: [Check; 10] = [
             (
                 "every live request waits in exactly one queue or runs in exactly one step",
                 Self::each_in_one_place,
@@ -27,6 +28,10 @@ impl Policy {
             ("queued requests and bytes in flight are counted right", Self::sums_match),
             ("queued requests and bytes in flight are within their limits", Self::within_limits),
             ("the heads are the first of each queue", Self::heads_match),
+            (
+                "reserved bytes are within the budget, and models are where the books say",
+                Self::memory_is_sound,
+            ),
         ];
         checks.into_iter().find(|(_, holds)| !holds(self)).map(|(name, _)| name)
     }
@@ -37,9 +42,10 @@ impl Policy {
                 self.models.get(&live.request.model).is_some_and(|q| q.waiting.contains_key(&live.plan.key));
             let steps = self.running.iter().filter(|step| step.requests.contains(id));
             let steps: Vec<_> = steps.map(|step| step.id).collect();
+            let parked = self.memory.get(live.request.model).is_some_and(|held| held.parked.contains(id));
             match live.step {
-                None => queued,
-                Some(step) => !queued && steps.contains(&step),
+                None => queued != parked && parked == live.parked,
+                Some(step) => !queued && !parked && steps.contains(&step),
             }
         })
     }
@@ -81,7 +87,8 @@ impl Policy {
     }
 
     fn shares_match(&self) -> bool {
-        let easy = self.live.values().filter(|live| live.step.is_none() && live.plan.key.easy).count();
+        let waits = |live: &&crate::policy::Live| live.step.is_none() && !live.parked;
+        let easy = self.live.values().filter(waits).filter(|live| live.plan.key.easy).count();
         self.shares.len() == easy && self.shares.iter().count() == easy
     }
 
@@ -91,7 +98,8 @@ impl Policy {
     }
 
     fn sums_match(&self) -> bool {
-        let queued: usize = self.models.values().map(|queue| queue.waiting.len()).sum();
+        let waiting: usize = self.models.values().map(|queue| queue.waiting.len()).sum();
+        let queued = waiting + self.memory.iter().map(|(_, held)| held.parked.len()).sum::<usize>();
         let bytes: u64 = self
             .live
             .values()
@@ -109,6 +117,16 @@ impl Policy {
         let slack = running_max as usize * self.lanes.len();
         self.queued <= self.limits.queued_requests_max.saturating_add(slack)
             && self.bytes_in <= self.limits.bytes_in_max
+    }
+
+    /// A model that is not resident has neither waiting nor running work, so none is evicted that has.
+    fn memory_is_sound(&self) -> bool {
+        let idle = |model| {
+            self.models.get(&model).is_none_or(|queue| queue.waiting.is_empty())
+                && self.running.iter().all(|step| step.model != model || step.is_stuck())
+        };
+        self.memory.is_sound()
+            && self.memory.iter().all(|(model, held)| held.stage == Stage::Resident || idle(model))
     }
 
     fn heads_match(&self) -> bool {

@@ -20,15 +20,19 @@ mod fairness;
 mod floor;
 mod invariants;
 mod lately;
+mod ledger;
 mod load;
+mod loads;
 mod policy;
 mod queue;
+mod residency;
 mod running;
 mod shares;
 mod slowdown;
 
 pub use event::{
-    Action, Cost, Discipline, Event, LaneShape, Limits, ModelTerms, Requests, Step, StepOutcome, StepReport,
-    Unmet,
+    Action, Cost, Discipline, Event, Eviction, Holding, LaneShape, Limits, Loaded, MemoryBudget, ModelTerms,
+    Requests, Residency, Step, StepOutcome, StepReport, Unmet,
 };
+pub use ledger::{Ledger, Purpose};
 pub use policy::Policy;

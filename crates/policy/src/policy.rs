@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use quadrant_types::{
-    CoreSet, Ending, Error, ErrorCode, ModelId, Priority, Request, RequestId, SchedulingClass, StepId, Time,
-    Work,
+    CoreSet, Ending, Error, ErrorCode, ModelId, Priority, Request, RequestId, StepId, Time, Work,
 };
 use rustc_hash::FxHashMap;
 
@@ -14,14 +13,20 @@ use crate::caution::Caution;
 use crate::demand::{Booking, Demand};
 use crate::fairness::{Fairness, Level};
 use crate::floor::Floor;
+use crate::ledger::{Ledger, Purpose};
 use crate::load::Load;
 use crate::queue::{ModelQueue, OrderKey, Waiting};
+use crate::residency::Memory;
 use crate::running::Running;
 use crate::shares::Shares;
 use crate::slowdown::Slowdown;
 use crate::{
-    Action, Cost, Discipline, Event, LaneShape, Limits, ModelTerms, Requests, StepOutcome, StepReport, Unmet,
+    Action, Cost, Discipline, Event, LaneShape, Limits, MemoryBudget, ModelTerms, Requests, StepOutcome,
+    StepReport, Unmet,
 };
+
+/// Inputs of requests may take this share of the memory at most.
+const TENSORS_DIVISOR: u64 = 4;
 
 /// The scheduler of one domain.
 #[derive(Clone, Debug)]
@@ -55,6 +60,7 @@ pub struct Policy {
     pub(crate) fairness: Fairness,
     pub(crate) level: Level,
     pub(crate) caution: Caution,
+    pub(crate) memory: Memory,
     pub(crate) queued: usize,
     pub(crate) bytes_in: u64,
     /// When the first batch that was left waiting for more rows is worth running as it is.
@@ -75,6 +81,8 @@ pub(crate) struct Live {
     pub(crate) booking: Option<Booking>,
     /// The step it is in, or `None` while it waits.
     pub(crate) step: Option<StepId>,
+    /// It waits for its model to be loaded, and in no queue.
+    pub(crate) parked: bool,
 }
 
 impl Policy {
@@ -87,6 +95,7 @@ impl Policy {
         assert!(lanes.iter().all(|lane| !lane.cores.is_empty()), "a lane has at least one core");
         let cores = lanes.iter().fold(CoreSet::EMPTY, |cores, lane| cores.union(lane.cores));
         let floor = Floor::new(limits.best_effort_floor_permille, cores.len());
+        let (limits, ledger) = books(limits);
         Self {
             discipline,
             limits,
@@ -107,6 +116,7 @@ impl Policy {
             fairness: Fairness::default(),
             level: Level::default(),
             caution: Caution::default(),
+            memory: Memory::new(ledger, limits.eviction),
             queued: 0,
             bytes_in: 0,
             ripe_at: None,
@@ -128,16 +138,23 @@ impl Policy {
         match event {
             Event::ModelUp(model, terms) => self.model_up(model, terms),
             Event::ModelDown(model) => self.model_down(model, actions),
+            Event::Known(model, terms, holding) => self.known(model, terms, holding),
+            Event::LoadWanted(model) => self.load_wanted(model),
+            Event::UnloadWanted(model) => self.unload_wanted(model, actions),
+            Event::LoadEnded(model, result) => self.load_ended(now, model, result, actions),
+            Event::Unloaded(model) => self.unloaded(model),
+            Event::Resident(bytes) => self.note_resident(bytes, actions),
             Event::Weight(tenant, weight) => self.shares.set_weight(tenant, weight),
             Event::Arrived(request) => self.arrived(now, request, actions),
             Event::Left(request) => self.left(request, actions),
             Event::Ended(report) => self.ended(now, report, actions),
-            Event::Drain => self.draining = true,
+            Event::Drain => self.drain(),
             Event::Tick => {}
         }
         self.mark_stalled(actions);
         self.dispatch(now, actions);
         self.note_preemption();
+        self.manage_memory(now, actions);
         // A lane may also be busy for requests that are gone; one that is stuck may never be free again.
         let busy = self.running.iter().any(|step| !step.is_stuck());
         if self.draining && !self.drained && self.live.is_empty() && !busy {
@@ -150,7 +167,8 @@ impl Policy {
     pub fn next_deadline(&self) -> Option<Time> {
         let expiry = self.expiries.first().map(|(time, _)| *time);
         let floor = if self.discipline == Discipline::Quadrant { self.floor.changes_at() } else { None };
-        [expiry, self.next_stall(), self.ripe_at, floor].into_iter().flatten().min()
+        let memory = self.memory.next_deadline();
+        [expiry, self.next_stall(), self.ripe_at, floor, memory].into_iter().flatten().min()
     }
 
     /// Requests of this model that wait.
@@ -178,26 +196,35 @@ impl Policy {
         for id in waiting {
             self.end(id, Ending::Failed(unloaded()), actions);
         }
+        self.forget_held(model, actions);
         // What runs is finished; it needs nothing of what was kept here.
         self.models.remove(&model);
     }
 
     fn arrived(&mut self, now: Time, request: Request, actions: &mut Vec<Action>) {
+        if self.is_absent(now, request.model) {
+            return self.arrived_for_absent(now, request, actions);
+        }
         match self.admit(now, &request, actions) {
             Ok(plan) => {
                 let Work::Once { bytes_in, .. } = request.work;
-                if plan.deadline != Time::MAX {
-                    self.load.note_objective(now, plan.deadline.since(request.arrived));
-                }
-                let live = Live { request, plan, booking: None, step: None };
-                let replaced = self.live.insert(request.id, live);
-                assert!(replaced.is_none(), "request ids are never reused");
-                self.expiries.insert((plan.expires, request.id));
                 self.bytes_in += bytes_in;
-                self.enqueue(request.id, false);
+                self.let_in(now, request, plan);
             }
             Err(error) => actions.push(Action::End(request.id, Ending::Failed(error))),
         }
+    }
+
+    /// Makes a request live, and wait.
+    pub(crate) fn let_in(&mut self, now: Time, request: Request, plan: Plan) {
+        if plan.deadline != Time::MAX {
+            self.load.note_objective(now, plan.deadline.since(request.arrived));
+        }
+        let live = Live { request, plan, booking: None, step: None, parked: false };
+        let replaced = self.live.insert(request.id, live);
+        assert!(replaced.is_none(), "request ids are never reused");
+        self.expiries.insert((plan.expires, request.id));
+        self.enqueue(request.id, false);
     }
 
     /// Makes a live request wait.
@@ -287,7 +314,9 @@ impl Policy {
     /// Forgets a live request, wherever it is, and says how it ended. The one way out.
     pub(crate) fn end(&mut self, id: RequestId, ending: Ending, actions: &mut Vec<Action>) {
         let live = self.live[&id];
-        if live.step.is_none() {
+        if live.parked {
+            self.unpark(live.request.model, id);
+        } else if live.step.is_none() {
             self.dequeue(id);
         }
         self.live.remove(&id);
@@ -343,52 +372,22 @@ impl Policy {
         }
     }
 
-    /// Takes in how long a step really took: the time it had, without what passed until its lane took it up
-    /// and until its report came. A stalled step says nothing about the next.
-    fn learn(&mut self, now: Time, step: &Running, report: &StepReport) {
-        let reporting = now.since(report.ended);
-        // How long a preempted step took to begin is part of what preempted it.
-        let handoff = if step.was_preempted { reporting } else { reporting + report.began.since(step.began) };
-        if step.lane.class == SchedulingClass::Urgent {
-            self.load.note_handoff(handoff);
-        }
-        let Some(queue) = self.models.get_mut(&step.model).filter(|_| !step.is_stuck()) else { return };
-        if !queue.warm.contains(&step.lane.id) {
-            queue.warm.push(step.lane.id);
-            return;
-        }
-        let actual = step.progress.saturating_sub(handoff);
-        let kind = step.kind_seen();
-        let usual = queue.costs.learn(kind, step.bytes, (step.predicted, actual), step.slowdown);
-        if let Some(usual) = usual {
-            self.slowdown.note(now, step.lane.cores, usual, actual);
-        }
-        queue.doubt.note_learnt(now, step.predicted, actual);
-    }
-
     /// What a step takes besides its own time.
     pub(crate) fn handoff(&self) -> Duration {
         self.load.handoff()
     }
-
-    fn mark_stalled(&mut self, actions: &mut Vec<Action>) {
-        for id in self.newly_stalled() {
-            let step = self.running.iter_mut().find(|step| step.id == id).expect("just found");
-            step.patience = None;
-            if let Some(booking) = step.booking.take() {
-                self.demand.release(booking);
-            }
-            actions.push(Action::LaneStalled(step.lane.id, id));
-            for request in step.requests.clone() {
-                if self.live.contains_key(&request) {
-                    let stuck = Error::new(ErrorCode::Internal, "the engine is stuck on this step");
-                    self.end(request, Ending::Failed(stuck), actions);
-                }
-            }
-        }
-    }
 }
 
-fn unloaded() -> Error {
+/// The limits, and the books of the memory. Inputs never take more than their share of it.
+fn books(limits: Limits) -> (Limits, Ledger) {
+    let MemoryBudget { bytes, process_bytes } = limits.memory;
+    let limits = Limits { bytes_in_max: limits.bytes_in_max.min(bytes / TENSORS_DIVISOR), ..limits };
+    let mut ledger = Ledger::new(bytes);
+    ledger.reserve_up_to(Purpose::Process, process_bytes);
+    ledger.reserve_up_to(Purpose::Tensors, limits.bytes_in_max);
+    (limits, ledger)
+}
+
+pub(crate) fn unloaded() -> Error {
     Error::new(ErrorCode::Unavailable, "the model was unloaded")
 }

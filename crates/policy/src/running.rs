@@ -6,11 +6,11 @@
 
 use std::time::Duration;
 
-use quadrant_types::{CoreSet, LaneId, ModelId, SchedulingClass, StepId, Time};
+use quadrant_types::{CoreSet, Ending, Error, ErrorCode, LaneId, ModelId, SchedulingClass, StepId, Time};
 
 use crate::cost::{Beside, Kind};
 use crate::demand::Booking;
-use crate::{LaneShape, Policy, Requests};
+use crate::{Action, LaneShape, Policy, Requests, StepReport};
 
 /// A step that has used its predicted time up is expected to need this share of it again.
 const OVERTIME_DIVISOR: u32 = 10;
@@ -117,7 +117,12 @@ impl Policy {
             easy_cores +=
                 if step.easy && !step.preempted && !step.is_stuck() { step.lane.cores.len() } else { 0 };
         }
-        self.floor.note(easy || self.shares.len() > 0, easy_cores);
+        // A load is best effort that runs wherever nothing urgent does.
+        let loads = self.memory.loading.is_some();
+        if loads && easy_cores == 0 && urgent != self.cores {
+            easy_cores = 1;
+        }
+        self.floor.note(easy || loads || self.shares.len() > 0, easy_cores);
     }
 
     /// Corrects what is booked for running steps by what they have done since.
@@ -180,5 +185,45 @@ impl Policy {
     pub(crate) fn newly_stalled(&self) -> Vec<StepId> {
         let over = |step: &Running| step.patience.is_some_and(|patience| step.progress >= patience);
         self.running.iter().filter(|step| over(step)).map(|step| step.id).collect()
+    }
+
+    /// Takes in how long a step really took: the time it had, without what passed until its lane took it up
+    /// and until its report came. A stalled step says nothing about the next.
+    pub(crate) fn learn(&mut self, now: Time, step: &Running, report: &StepReport) {
+        let reporting = now.since(report.ended);
+        // How long a preempted step took to begin is part of what preempted it.
+        let handoff = if step.was_preempted { reporting } else { reporting + report.began.since(step.began) };
+        if step.lane.class == SchedulingClass::Urgent {
+            self.load.note_handoff(handoff);
+        }
+        let Some(queue) = self.models.get_mut(&step.model).filter(|_| !step.is_stuck()) else { return };
+        if !queue.warm.contains(&step.lane.id) {
+            queue.warm.push(step.lane.id);
+            return;
+        }
+        let actual = step.progress.saturating_sub(handoff);
+        let kind = step.kind_seen();
+        let usual = queue.costs.learn(kind, step.bytes, (step.predicted, actual), step.slowdown);
+        if let Some(usual) = usual {
+            self.slowdown.note(now, step.lane.cores, usual, actual);
+        }
+        queue.doubt.note_learnt(now, step.predicted, actual);
+    }
+
+    pub(crate) fn mark_stalled(&mut self, actions: &mut Vec<Action>) {
+        for id in self.newly_stalled() {
+            let step = self.running.iter_mut().find(|step| step.id == id).expect("just found");
+            step.patience = None;
+            if let Some(booking) = step.booking.take() {
+                self.demand.release(booking);
+            }
+            actions.push(Action::LaneStalled(step.lane.id, id));
+            for request in step.requests.clone() {
+                if self.live.contains_key(&request) {
+                    let stuck = Error::new(ErrorCode::Internal, "the engine is stuck on this step");
+                    self.end(request, Ending::Failed(stuck), actions);
+                }
+            }
+        }
     }
 }

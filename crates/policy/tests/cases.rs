@@ -90,6 +90,9 @@ fn in_short(action: &Action) -> String {
         Action::End(id, Ending::Failed(error)) => format!("{id} {}", error.code.name()),
         Action::LaneStalled(lane, step) => format!("{lane} stalled on {step}"),
         Action::LaneRecovered(lane) => format!("{lane} recovered"),
+        Action::Load(model) => format!("load {model}"),
+        Action::Unload(model) => format!("unload {model}"),
+        Action::LoadRefused(model, error) => format!("no {model}: {error}"),
         Action::Drained => "drained".to_owned(),
     }
 }

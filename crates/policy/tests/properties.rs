@@ -3,111 +3,22 @@
 //! The simulator plays sensible worlds; here the world is not sensible (steps end in any order and long
 //! after they should, models come and go at any moment), and what fails is shrunk to a few events.
 
+#[path = "properties/happening.rs"]
+mod happening;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use proptest::prelude::*;
 use quadrant_policy::{
-    Action, Cost, Discipline, Event, LaneShape, Limits, ModelTerms, Policy, Step, StepOutcome, StepReport,
-    Unmet,
+    Action, Cost, Discipline, Event, Eviction, Holding, LaneShape, Limits, Loaded, MemoryBudget, ModelTerms,
+    Policy, Residency, Step, StepOutcome, StepReport, Unmet,
 };
 use quadrant_types::{
-    CoreSet, Error, ErrorCode, LaneId, ModelId, Objective, Priority, Request, RequestId, SchedulingClass,
-    ShapeId, StepId, TenantId, Time, Work,
+    Error, ErrorCode, ModelId, Objective, Priority, Request, RequestId, ShapeId, StepId, TenantId, Time, Work,
 };
 
-/// One thing to happen; numbers are taken modulo what there is.
-#[derive(Clone, Debug)]
-enum Happening {
-    Arrive {
-        model: u32,
-        rows: u32,
-        shape: u32,
-        tenant: u32,
-        priority: u32,
-        within_us: Option<u64>,
-        hard: bool,
-    },
-    Leave(usize),
-    StepEnds {
-        index: usize,
-        fails: bool,
-    },
-    Up {
-        rows_max: u32,
-        widths: Vec<usize>,
-        queue_max: usize,
-        delay_us: u64,
-        demotes: bool,
-    },
-    Down(u32),
-    TickAtDeadline,
-    Drain,
-}
-
-fn happening() -> impl Strategy<Value = Happening> {
-    let who = (0..4_u32, 0..3_u32, 0..3_u32);
-    let what = (0..6_u32, 0..3_u32, proptest::option::of(0..3_000_u64), any::<bool>());
-    let arrive = (who, what).prop_map(|((model, tenant, priority), (rows, shape, within_us, hard))| {
-        Happening::Arrive { model, rows, shape, tenant, priority, within_us, hard }
-    });
-    let widths = proptest::sample::select(vec![vec![1], vec![2], vec![1, 2], vec![1, 3]]);
-    let delay = prop_oneof![Just(0), 0..2_000_u64];
-    let up = (1..6_u32, widths, 0..6_usize, delay, any::<bool>()).prop_map(
-        |(rows_max, widths, queue_max, delay_us, demotes)| Happening::Up {
-            rows_max,
-            widths,
-            queue_max,
-            delay_us,
-            demotes,
-        },
-    );
-    prop_oneof![
-        12 => arrive,
-        2 => any::<usize>().prop_map(Happening::Leave),
-        8 => (any::<usize>(), any::<bool>()).prop_map(|(index, fails)| Happening::StepEnds { index, fails }),
-        2 => up,
-        1 => (0..4_u32).prop_map(Happening::Down),
-        4 => Just(Happening::TickAtDeadline),
-        1 => Just(Happening::Drain),
-    ]
-}
-
-/// Happenings, each with the microseconds since the one before.
-fn happenings() -> impl Strategy<Value = Vec<(u64, Happening)>> {
-    let first = Happening::Up { rows_max: 3, widths: vec![1], queue_max: 5, delay_us: 200, demotes: false };
-    let rest = proptest::collection::vec((prop_oneof![Just(0), 0..1_500_u64], happening()), 1..80);
-    rest.prop_map(move |rest| std::iter::once((0, first.clone())).chain(rest).collect())
-}
-
-/// The lanes of a device: single cores, both, or overlapping; with idle-class twins or without.
-fn lanes() -> impl Strategy<Value = Vec<LaneShape>> {
-    let sets: Vec<Vec<&[usize]>> = vec![
-        vec![&[0]],
-        vec![&[0], &[1]],
-        vec![&[0, 1], &[0], &[1]],
-        vec![&[0], &[1], &[2], &[0, 1], &[1, 2], &[0, 1, 2]],
-    ];
-    (proptest::sample::select(sets), any::<bool>()).prop_map(|(sets, with_idle)| {
-        let urgent = sets.iter().map(|cores| (*cores, SchedulingClass::Urgent));
-        let narrow = sets.iter().filter(|cores| with_idle && cores.len() == 1);
-        let all = urgent.chain(narrow.map(|cores| (*cores, SchedulingClass::Idle)));
-        let lane = |(id, (cores, class)): (u16, (&[usize], _))| LaneShape {
-            id: LaneId(id),
-            cores: CoreSet::from_cores(cores.iter().copied()),
-            class,
-        };
-        (0..).zip(all).map(lane).collect()
-    })
-}
-
-fn disciplines() -> impl Strategy<Value = Discipline> {
-    prop_oneof![
-        4 => Just(Discipline::Quadrant),
-        1 => Just(Discipline::Fifo),
-        1 => Just(Discipline::Clockwork),
-    ]
-}
+use happening::{Happening, disciplines, happenings, lanes};
 
 /// The scheduler with a world around it that keeps count.
 struct World {
@@ -118,6 +29,8 @@ struct World {
     requests: BTreeMap<RequestId, Request>,
     running: Vec<Step>,
     stalled: BTreeSet<StepId>,
+    loading: Option<ModelId>,
+    unloading: Vec<ModelId>,
     models: u32,
     drains: u32,
     log: Vec<(Time, Action)>,
@@ -132,6 +45,8 @@ impl World {
             stall_factor: 3,
             stall_floor: Duration::from_micros(700),
             best_effort_floor_permille: 200,
+            memory: MemoryBudget { bytes: 240, process_bytes: 20 },
+            eviction: Eviction::Worth,
         };
         Self {
             policy: Policy::new(lanes, limits, discipline),
@@ -140,6 +55,8 @@ impl World {
             requests: BTreeMap::new(),
             running: Vec::new(),
             stalled: BTreeSet::new(),
+            loading: None,
+            unloading: Vec::new(),
             models: 0,
             drains: 0,
             log: Vec::new(),
@@ -158,7 +75,18 @@ impl World {
                 Action::LaneStalled(_, step) => {
                     prop_assert!(self.stalled.insert(*step), "{step} stalled twice");
                 }
-                Action::LaneRecovered(_) => {}
+                Action::LaneRecovered(_) | Action::LoadRefused(..) => {}
+                Action::Load(model) => {
+                    prop_assert_eq!(self.loading.replace(*model), None, "two loads at a time");
+                }
+                Action::Unload(model) => {
+                    let runs = self
+                        .running
+                        .iter()
+                        .any(|step| step.model == *model && !self.stalled.contains(&step.id));
+                    prop_assert!(!runs && !self.unloading.contains(model), "{model} has work, or goes twice");
+                    self.unloading.push(*model);
+                }
                 Action::Drained => {
                     let left = self.running.iter().any(|step| !self.stalled.contains(&step.id));
                     prop_assert!(!left && self.ends.len() == self.requests.len(), "drained too early");
@@ -210,21 +138,33 @@ impl World {
             }
             Happening::StepEnds { index, fails } => self.step_ends(index, fails),
             Happening::Up { rows_max, ref widths, queue_max, delay_us, demotes } => {
-                let (cost, delay_max) = (Duration::from_micros(300), Duration::from_micros(delay_us));
-                let terms = ModelTerms {
-                    rows_max,
-                    widths: widths.clone(),
-                    lane: None,
-                    queue_max,
-                    delay_max,
-                    costs: vec![Cost { rows: 1, width: 1, beside: false, time: cost }],
-                    row_bytes: 2,
-                    unmet: if demotes { Unmet::Demote } else { Unmet::Refuse },
-                };
+                let terms = terms(rows_max, widths.clone(), queue_max, Duration::from_micros(delay_us));
+                let terms =
+                    ModelTerms { unmet: if demotes { Unmet::Demote } else { Unmet::Refuse }, ..terms };
                 self.models += 1;
                 self.event(Event::ModelUp(ModelId(self.models - 1), terms))
             }
-            Happening::Down(model) => self.event(Event::ModelDown(ModelId(model))),
+            Happening::Down(model) => self.down(ModelId(model)),
+            Happening::Known { bytes, load_ms, pinned, idle_us } => {
+                let residency = match pinned {
+                    true => Residency::Pinned,
+                    false => Residency::OnDemand { idle_after: idle_us.map(Duration::from_micros) },
+                };
+                let load_time = Duration::from_millis(load_ms);
+                let (load_bytes, objective) = (bytes + bytes / 4, None);
+                let holding = Holding { bytes, load_bytes, load_time, residency, objective };
+                self.models += 1;
+                self.event(Event::Known(
+                    ModelId(self.models - 1),
+                    terms(3, vec![1], 5, Duration::ZERO),
+                    holding,
+                ))
+            }
+            Happening::LoadWanted(model) => self.event(Event::LoadWanted(ModelId(model))),
+            Happening::UnloadWanted(model) => self.event(Event::UnloadWanted(ModelId(model))),
+            Happening::LoadEnds { fails, bytes } => self.load_ends(fails, bytes),
+            Happening::UnloadEnds(index) => self.unload_ends(index),
+            Happening::Resident(bytes) => self.event(Event::Resident(bytes)),
             Happening::TickAtDeadline => {
                 let Some(deadline) = self.policy.next_deadline() else { return Ok(()) };
                 self.now = self.now.max(deadline);
@@ -232,6 +172,32 @@ impl World {
             }
             Happening::Drain => self.event(Event::Drain),
         }
+    }
+
+    /// A model is forgotten, in whatever state.
+    fn down(&mut self, model: ModelId) -> Result<(), TestCaseError> {
+        self.unloading.retain(|other| *other != model);
+        self.loading = self.loading.filter(|other| *other != model);
+        self.event(Event::ModelDown(model))
+    }
+
+    fn load_ends(&mut self, fails: bool, bytes: u64) -> Result<(), TestCaseError> {
+        let Some(model) = self.loading.take() else { return Ok(()) };
+        let result = if fails {
+            Err(Error::new(ErrorCode::Unavailable, "broken"))
+        } else {
+            let terms = terms(3, vec![1], 5, Duration::ZERO);
+            Ok(Loaded { terms, bytes, took: Duration::from_millis(1) })
+        };
+        self.event(Event::LoadEnded(model, result))
+    }
+
+    fn unload_ends(&mut self, index: usize) -> Result<(), TestCaseError> {
+        if self.unloading.is_empty() {
+            return Ok(());
+        }
+        let model = self.unloading.swap_remove(index % self.unloading.len());
+        self.event(Event::Unloaded(model))
     }
 
     fn step_ends(&mut self, index: usize, fails: bool) -> Result<(), TestCaseError> {
@@ -259,6 +225,10 @@ impl World {
         for _ in 0..1_000 {
             if !self.running.is_empty() {
                 self.step_ends(0, false)?;
+            } else if self.loading.is_some() {
+                self.load_ends(false, 50)?;
+            } else if !self.unloading.is_empty() {
+                self.unload_ends(0)?;
             } else if self.policy.next_deadline().is_some() {
                 self.happen(0, &Happening::TickAtDeadline)?;
             } else {
@@ -268,6 +238,20 @@ impl World {
         prop_assert_eq!(self.ends.len(), self.requests.len(), "every request ends");
         prop_assert_eq!(self.drains, 1);
         Ok(())
+    }
+}
+
+fn terms(rows_max: u32, widths: Vec<usize>, queue_max: usize, delay_max: Duration) -> ModelTerms {
+    let cost = Duration::from_micros(300);
+    ModelTerms {
+        rows_max,
+        widths,
+        lane: None,
+        queue_max,
+        delay_max,
+        costs: vec![Cost { rows: 1, width: 1, beside: false, time: cost }],
+        row_bytes: 2,
+        unmet: Unmet::Refuse,
     }
 }
 

@@ -10,6 +10,7 @@ mod frame;
 mod health;
 mod infer;
 mod inspect;
+mod repository;
 mod weight;
 
 use std::convert::Infallible;
@@ -135,6 +136,12 @@ async fn dispatch(
         "/inference.GRPCInferenceService/RepositoryIndex" => {
             unary(shared, messages, |request| inspect::repository_index(handle, &request)).await
         }
+        "/inference.GRPCInferenceService/RepositoryModelLoad" => {
+            change(shared, messages, repository::load).await
+        }
+        "/inference.GRPCInferenceService/RepositoryModelUnload" => {
+            change(shared, messages, repository::unload).await
+        }
         "/grpc.health.v1.Health/Check" => {
             unary(shared, messages, |request| health::check(handle, &request)).await
         }
@@ -153,6 +160,22 @@ async fn unary<Q: Message + Default, R: Message>(
     answer: impl FnOnce(Q) -> Result<R, Error>,
 ) -> Response<GrpcBody> {
     match messages.only(shared).await.and_then(|message| answer(decoded(message)?)) {
+        Ok(message) => success(GrpcBody::message(framed(&message))),
+        Err(error) => error_response(&error),
+    }
+}
+
+/// One small request whose answer takes a while.
+async fn change<Q: Message + Default, R: Message, A: Future<Output = Result<R, Error>>>(
+    shared: &Arc<Shared>,
+    mut messages: Messages,
+    answer: impl FnOnce(Arc<Shared>, Q) -> A,
+) -> Response<GrpcBody> {
+    let result = match messages.only(shared).await.and_then(decoded) {
+        Ok(request) => answer(Arc::clone(shared), request).await,
+        Err(error) => Err(error),
+    };
+    match result {
         Ok(message) => success(GrpcBody::message(framed(&message))),
         Err(error) => error_response(&error),
     }

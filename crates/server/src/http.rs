@@ -9,6 +9,7 @@ pub(crate) mod explain;
 mod fields;
 mod models;
 mod pages;
+pub(crate) mod repository;
 mod request;
 mod response;
 mod route;
@@ -20,6 +21,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
@@ -30,6 +32,7 @@ use quadrant_types::{Error, ErrorCode, Time};
 use tokio::net::TcpListener;
 
 use self::body::RequestReader;
+use self::repository::Change;
 use self::request::RequestBody;
 use self::response::JSON_LENGTH;
 use self::route::{Route, route};
@@ -130,7 +133,7 @@ async fn dispatch(
     };
     let is_read = matches!(parts.method, Method::GET | Method::HEAD);
     let (is_allowed, allowed) = match &route {
-        Route::Infer(..) | Route::Index => (parts.method == Method::POST, "POST"),
+        Route::Infer(..) | Route::Index | Route::Repository(..) => (parts.method == Method::POST, "POST"),
         Route::Page(_) => (is_read, "GET, HEAD"),
     };
     if !is_allowed {
@@ -140,6 +143,12 @@ async fn dispatch(
     match route {
         Route::Infer(model, version) => {
             inference(shared, started, (&model, version), &parts.headers, body).await
+        }
+        Route::Repository(change, model) => {
+            match repository(shared, (change, &model), &parts.headers, body).await {
+                Ok(response) => response,
+                Err(error) => error_response(&error),
+            }
         }
         Route::Index => match index(shared, &parts.headers, body).await {
             Ok(response) => response,
@@ -258,12 +267,32 @@ async fn index(
     headers: &HeaderMap,
     body: &mut RequestReader,
 ) -> Result<Response<Segments>, Error> {
+    let bytes = control_body(shared, headers, body).await?;
+    let only_ready = pages::asks_for_ready(&bytes, shared.limits.json_depth_max)?;
+    Ok(pages::index(&shared.handle, only_ready))
+}
+
+async fn repository(
+    shared: &Arc<Shared>,
+    change: (Change, &str),
+    headers: &HeaderMap,
+    body: &mut RequestReader,
+) -> Result<Response<Segments>, Error> {
+    let bytes = control_body(shared, headers, body).await?;
+    repository::change(shared, change, &bytes).await
+}
+
+/// A body that is small or refused.
+async fn control_body(
+    shared: &Arc<Shared>,
+    headers: &HeaderMap,
+    body: &mut RequestReader,
+) -> Result<Bytes, Error> {
     let bytes = body::read(shared, headers, body, 0).await?;
     if bytes.len() > CONTROL_BODY_BYTES_MAX {
         return Err(crate::budgeted::too_large(bytes.len(), CONTROL_BODY_BYTES_MAX));
     }
-    let only_ready = pages::asks_for_ready(&bytes, shared.limits.json_depth_max)?;
-    Ok(pages::index(&shared.handle, only_ready))
+    Ok(bytes)
 }
 
 /// `{"error":"..."}` with the status of its code.

@@ -10,8 +10,14 @@ pub(crate) const SERVER_NAME: &str = "quadrant";
 pub(crate) const SERVER_VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// The extensions of the protocol that are implemented; nothing else may be claimed.
-pub(crate) const EXTENSIONS: [&str; 4] =
-    ["classification", "schedule_policy", "model_configuration", "binary_tensor_data"];
+pub(crate) const EXTENSIONS: [&str; 6] = [
+    "classification",
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "schedule_policy",
+    "model_configuration",
+    "binary_tensor_data",
+];
 
 /// A dimension as the protocols have it: -1 where it is not fixed.
 pub(crate) fn dimension(dim: &Dim) -> i64 {
@@ -26,6 +32,7 @@ pub(crate) const fn state(entry: &IndexEntry) -> &'static str {
     match entry.state {
         ModelState::Loading => "LOADING",
         ModelState::Ready => "READY",
+        ModelState::Unloading => "UNLOADING",
         ModelState::Unavailable => "UNAVAILABLE",
     }
 }

@@ -4,6 +4,7 @@
 //! second opinion. What is asked after every event has a name, which is what a violation shows.
 
 mod intake;
+mod memory;
 mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,6 +17,7 @@ use quadrant_types::{
 };
 
 use crate::Scenario;
+use memory::Memory;
 
 /// Which invariant was broken, and how.
 pub(crate) type Broken = (&'static str, String);
@@ -28,6 +30,7 @@ pub(crate) struct Checker {
     /// Until when the progress of steps is counted.
     paced_at: Time,
     models: BTreeMap<ModelId, ModelTerms>,
+    memory: Memory,
     live: BTreeMap<RequestId, Known>,
     over: BTreeSet<RequestId>,
     steps: BTreeMap<StepId, Begun>,
@@ -89,10 +92,15 @@ impl Checker {
     pub(crate) fn new(scenario: &Scenario) -> Self {
         Self {
             lanes: scenario.lanes.clone(),
-            limits: scenario.limits,
+            // Inputs get a quarter of the memory at most.
+            limits: Limits {
+                bytes_in_max: scenario.limits.bytes_in_max.min(scenario.limits.memory.bytes / 4),
+                ..scenario.limits
+            },
             discipline: scenario.discipline,
             paced_at: Time::ZERO,
             models: BTreeMap::new(),
+            memory: Memory::new(scenario.limits.memory),
             live: BTreeMap::new(),
             over: BTreeSet::new(),
             steps: BTreeMap::new(),
@@ -127,6 +135,12 @@ impl Checker {
                 Action::LaneRecovered(lane) => {
                     hold("a lane recovers when its stalled step ends", ended.stalled == Some(*lane), &lane)?;
                 }
+                Action::Load(model) => {
+                    self.let_in()?;
+                    self.memory.load(*model)?;
+                }
+                Action::Unload(model) => self.unload(*model)?,
+                Action::LoadRefused(model, _) => self.memory.refuse(*model)?,
                 Action::Drained => {
                     hold("`Drained` comes once, and after `Drain`", self.draining && !self.drained, &"")?;
                     self.drained = true;
@@ -170,7 +184,9 @@ impl Checker {
                     self.stuck_now.contains(&id) || (of_ended_step && failed && ended.requests.len() == 1)
                 }
                 ErrorCode::Unavailable => {
-                    !self.models.contains_key(&known.request.model) || (at_the_door && self.draining)
+                    !self.models.contains_key(&known.request.model)
+                        || self.memory.may_fail(known.request.model, event)
+                        || (at_the_door && self.draining)
                 }
                 ErrorCode::ResourceExhausted => self.may_be_refused(&known, error, at_the_door),
                 ErrorCode::InvalidArgument
@@ -190,6 +206,9 @@ impl Checker {
             Some(Reason::QueueFull | Reason::ServerFull | Reason::BytesFull) => {
                 at_the_door && self.is_full(known)
             }
+            // Refused with the numbers; which they are is the scheduler's to know.
+            Some(Reason::MemoryFull) => self.memory.is_absent(known.request.model),
+            Some(Reason::DeadlineUnmeetable) if self.memory.is_absent(known.request.model) => at_the_door,
             Some(Reason::DeadlineUnmeetable) => {
                 at_the_door && known.has_deadline() && refuses && self.discipline == Discipline::Quadrant
             }
@@ -211,6 +230,7 @@ impl Checker {
         let Some(terms) = self.models.get(&step.model).cloned() else {
             return Err(("a step is of a model that is loaded", id.to_string()));
         };
+        hold("a step is of a model that is loaded", !self.memory.is_absent(step.model), &id)?;
         hold("a step runs on a lane of its model's width", self.may_run_on(&terms, lane), &id)?;
         let taken = match self.discipline {
             Discipline::Fifo => self.steps.values().any(|step| step.lane.id == lane.id),
@@ -242,6 +262,14 @@ impl Checker {
         self.steps.insert(id, begun);
         self.began_now.extend(&step.requests);
         Ok(())
+    }
+
+    /// What goes has nothing to do.
+    fn unload(&mut self, model: ModelId) -> Result<(), Broken> {
+        let runs = |id: &&RequestId| self.live.get(id).is_some_and(|known| known.request.model == model);
+        let running = self.steps.values().flat_map(|step| &step.requests).filter(runs).count();
+        hold("no model is unloaded that has work", running == 0, &model)?;
+        self.memory.unload(model)
     }
 
     fn stall(&mut self, lane: LaneId, id: StepId) -> Result<(), Broken> {

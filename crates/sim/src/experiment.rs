@@ -178,6 +178,8 @@ impl Experiment {
             },
             up_at: Time::ZERO,
             down_at: None,
+            holding: None,
+            load_fails: 0.0,
             truth: model.truth.clone(),
             traffic: vec![traffic],
         }

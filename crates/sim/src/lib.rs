@@ -17,9 +17,11 @@ mod random;
 mod report;
 mod scenario;
 mod simulation;
+mod turnover;
 mod workload;
 
 pub use experiment::{Experiment, Outcome, Served};
 pub use report::{LogHash, ModelReport, Report, Span};
 pub use scenario::{Arrivals, Faults, ModelPlan, Range, Scenario, Traffic, Truth, Unsteady};
 pub use simulation::{Scheduler, Violation, policy, run, run_unchecked, run_with};
+pub use turnover::{Crowd, Guest};

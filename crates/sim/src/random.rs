@@ -2,10 +2,15 @@
 
 use std::time::Duration;
 
-use quadrant_policy::{Cost, Discipline, LaneShape, Limits, ModelTerms, Unmet};
+use quadrant_policy::{
+    Cost, Discipline, Eviction, Holding, LaneShape, Limits, MemoryBudget, ModelTerms, Residency, Unmet,
+};
 use quadrant_types::{CoreSet, LaneId, SchedulingClass, Time};
 
 use crate::{Arrivals, Faults, ModelPlan, Range, Scenario, Traffic, Truth, Unsteady};
+
+/// Memory for some of the models, if requests bring little.
+const SMALL_MEMORY: MemoryBudget = MemoryBudget { bytes: 1_000, process_bytes: 100 };
 
 /// Traffic comes within about this long, in microseconds.
 const SPAN_US: u64 = 200_000;
@@ -85,6 +90,8 @@ fn random_limits(random: &mut fastrand::Rng) -> Limits {
         stall_factor: pick(random, &[3, 10]),
         stall_floor: pick(random, &[ms(1), ms(20), ms(1_000)]),
         best_effort_floor_permille: pick(random, &[0, 50, 300]),
+        eviction: pick(random, &Eviction::ALL),
+        memory: pick(random, &[MemoryBudget { bytes: 1 << 30, process_bytes: 0 }, SMALL_MEMORY]),
     }
 }
 
@@ -131,6 +138,7 @@ fn random_model(random: &mut fastrand::Rng) -> ModelPlan {
     let costs = rows.flat_map(|rows| widths.iter().map(move |width| (rows, *width))).map(cost).collect();
     let up_at = if random.f64() < 0.8 { Time::ZERO } else { time(random.u64(0..=SPAN_US / 2)) };
     let goes_down = random.f64() < 0.25;
+    let holding = (random.f64() < 0.5).then(|| random_holding(random));
     ModelPlan {
         terms: ModelTerms {
             rows_max,
@@ -144,8 +152,25 @@ fn random_model(random: &mut fastrand::Rng) -> ModelPlan {
         },
         up_at,
         down_at: goes_down.then(|| up_at + us(random.u64(0..=SPAN_US))),
+        holding,
+        load_fails: pick(random, &[0.0, 0.0, 0.2]),
         truth,
         traffic: (0..random.usize(1..=3)).map(|_| random_traffic(random, rows_max)).collect(),
+    }
+}
+
+fn random_holding(random: &mut fastrand::Rng) -> Holding {
+    let bytes = random.u64(1..=500);
+    let idle_after = pick(random, &[None, None, Some(ms(2)), Some(ms(50))]);
+    Holding {
+        bytes,
+        load_bytes: bytes + random.u64(0..=100),
+        load_time: us(random.u64(10..=30_000)),
+        residency: pick(
+            random,
+            &[Residency::Pinned, Residency::OnDemand { idle_after }, Residency::OnDemand { idle_after }],
+        ),
+        objective: pick(random, &[None, Some(ms(10))]),
     }
 }
 

@@ -55,6 +55,10 @@ pub struct ModelReport {
     pub steps: u64,
     /// Rows of all steps together.
     pub rows: u64,
+    /// Times it was loaded,
+    pub loads: u64,
+    /// and how long that took in all.
+    pub loading: Duration,
 }
 
 impl ModelReport {

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use quadrant_policy::{Discipline, LaneShape, Limits, ModelTerms};
+use quadrant_policy::{Discipline, Holding, LaneShape, Limits, ModelTerms};
 use quadrant_types::{Priority, Time};
 
 /// One whole experiment.
@@ -34,10 +34,14 @@ pub struct Scenario {
 pub struct ModelPlan {
     /// What the scheduler is told.
     pub terms: ModelTerms,
-    /// When it is loaded.
+    /// When it is loaded, or known if it is loaded on demand.
     pub up_at: Time,
     /// When it is unloaded, if ever.
     pub down_at: Option<Time>,
+    /// What it takes of the memory; it is there for nothing if not given.
+    pub holding: Option<Holding>,
+    /// The share of its loads that fail.
+    pub load_fails: f64,
     /// What is true of its steps.
     pub truth: Truth,
     /// Who asks for it.

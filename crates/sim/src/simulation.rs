@@ -6,8 +6,8 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use quadrant_policy::{Action, Event, Policy};
-use quadrant_types::{Ending, ModelId, RequestId, TenantId, Time};
+use quadrant_policy::{Action, Event, Loaded, Policy, Residency};
+use quadrant_types::{Ending, Error, ErrorCode, ModelId, RequestId, TenantId, Time};
 
 use crate::agenda::Agenda;
 use crate::checker::Checker;
@@ -18,6 +18,8 @@ use crate::{LogHash, ModelReport, Report, Scenario};
 
 /// Far more events than a scenario has; reaching it means that the scheduler asks for ticks without end.
 const EVENTS_MAX: u64 = 200_000_000;
+/// How long unloading takes.
+const UNLOAD_TIME: Duration = Duration::from_millis(2);
 /// Spans of the timeline that are kept.
 const SPANS_MAX: usize = 100_000;
 
@@ -135,10 +137,16 @@ impl<'a, S: Scheduler> Simulation<'a, S> {
             agenda.plan(Time::ZERO, Event::Weight(tenant, *weight));
         }
         for (model, plan) in (0..).map(ModelId).zip(&scenario.models) {
-            agenda.plan(plan.up_at, Event::ModelUp(model, plan.terms.clone()));
-            if let Some(down_at) = plan.down_at {
-                agenda.plan(down_at, Event::ModelDown(model));
+            let Some(holding) = plan.holding else {
+                agenda.plan(plan.up_at, Event::ModelUp(model, plan.terms.clone()));
+                plan.down_at.into_iter().for_each(|at| agenda.plan(at, Event::ModelDown(model)));
+                continue;
+            };
+            agenda.plan(plan.up_at, Event::Known(model, plan.terms.clone(), holding));
+            if holding.residency == Residency::Pinned {
+                agenda.plan(plan.up_at, Event::LoadWanted(model));
             }
+            plan.down_at.into_iter().for_each(|at| agenda.plan(at, Event::UnloadWanted(model)));
         }
         for one in &sent {
             if let Some(leaves) = one.leaves {
@@ -256,11 +264,34 @@ impl<'a, S: Scheduler> Simulation<'a, S> {
                     self.models[model].rows += u64::from(step.rows);
                 }
                 Action::End(id, ending) => self.note_ending(*id, ending),
-                Action::LaneStalled(..) | Action::LaneRecovered(_) | Action::Drained => {}
+                Action::Load(model) => self.load(*model),
+                Action::Unload(model) => {
+                    self.agenda.plan(self.now + UNLOAD_TIME, Event::Unloaded(*model));
+                }
+                Action::LoadRefused(..)
+                | Action::LaneStalled(..)
+                | Action::LaneRecovered(_)
+                | Action::Drained => {}
             }
         }
         self.actions = actions;
         Ok(())
+    }
+
+    /// Loads take as long as the scheduler was told, more or less.
+    fn load(&mut self, model: ModelId) {
+        let plan = &self.scenario.models[model.0 as usize];
+        let Some(holding) = plan.holding else { return };
+        let took = holding.load_time.mul_f64(0.8 + 0.4 * self.random.f64());
+        let result = if self.random.f64() < plan.load_fails {
+            Err(Error::new(ErrorCode::Unavailable, "the emulated file is broken"))
+        } else {
+            Ok(Loaded { terms: plan.terms.clone(), bytes: holding.bytes, took })
+        };
+        let report = &mut self.models[model.0 as usize];
+        report.loads += 1;
+        report.loading += took;
+        self.agenda.plan(self.now + took, Event::LoadEnded(model, result));
     }
 
     fn note_ending(&mut self, id: RequestId, ending: &Ending) {

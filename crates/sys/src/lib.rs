@@ -8,5 +8,7 @@ mod memory;
 pub mod onnx_runtime;
 mod threads;
 
-pub use memory::{resident_bytes, return_freed_memory};
+pub use memory::{
+    memory_limit_bytes, peak_resident_bytes, reset_peak_resident_bytes, resident_bytes, return_freed_memory,
+};
 pub use threads::{allowed_cores, confine_thread, idle_thread, lower_thread_priority, thread_time};

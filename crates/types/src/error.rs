@@ -98,17 +98,20 @@ pub enum Reason {
     ServerFull,
     /// The inputs in flight are at their limit.
     BytesFull,
+    /// The memory of the device is spoken for.
+    MemoryFull,
 }
 
 impl Reason {
     /// Every reason, for tables and metrics.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::DeadlineUnmeetable,
         Self::Shed,
         Self::Expired,
         Self::QueueFull,
         Self::ServerFull,
         Self::BytesFull,
+        Self::MemoryFull,
     ];
 
     /// The machine-readable name, as in headers and metric labels.
@@ -120,6 +123,7 @@ impl Reason {
             Self::QueueFull => "queue_full",
             Self::ServerFull => "server_full",
             Self::BytesFull => "bytes_full",
+            Self::MemoryFull => "memory_full",
         }
     }
 }

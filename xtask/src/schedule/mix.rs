@@ -13,9 +13,9 @@ use crate::measure::server::Server;
 use crate::run::target;
 
 /// A model, and a request for it as `quadrant bench` takes it.
-pub(super) struct Member {
-    pub(super) name: &'static str,
-    pub(super) request: &'static str,
+pub(crate) struct Member {
+    pub(crate) name: &'static str,
+    pub(crate) request: &'static str,
     /// Requests carry no batch dimension.
     pub(super) single: bool,
 }
@@ -45,15 +45,15 @@ const MEMBERS: [Member; 6] = [
 ];
 
 /// The models in place, and how to serve them.
-pub(super) struct Mix {
+pub(crate) struct Mix {
     name: MixName,
-    folder: PathBuf,
-    library: PathBuf,
+    pub(crate) folder: PathBuf,
+    pub(crate) library: PathBuf,
 }
 
 impl Mix {
     /// Fetches what is missing and puts the models into a folder.
-    pub(super) fn prepare(name: MixName) -> Result<Self> {
+    pub(crate) fn prepare(name: MixName) -> Result<Self> {
         let assets = assets::fetch()?;
         let library = assets.join("onnxruntime/libonnxruntime.so");
         let label = if name == MixName::A { "mix-a" } else { "mix-b" };
@@ -76,7 +76,7 @@ impl Mix {
         MEMBERS.iter().find(|member| member.name == name)
     }
 
-    pub(super) fn members(&self) -> impl Iterator<Item = &'static Member> {
+    pub(crate) fn members(&self) -> impl Iterator<Item = &'static Member> {
         let all = self.name == MixName::A;
         MEMBERS.iter().filter(move |member| all || member.name != DETECTOR)
     }

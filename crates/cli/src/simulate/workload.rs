@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use quadrant_bench::read_trace;
-use quadrant_policy::Limits;
+use quadrant_policy::{Eviction, Limits, MemoryBudget};
 use quadrant_sim::{Experiment, Served, Truth, Unsteady};
 use quadrant_traffic::{FunctionTrace, Process, Replay, arrivals};
 use quadrant_types::Priority;
@@ -133,6 +133,8 @@ impl Workload {
             queued_requests_max: usize::MAX,
             bytes_in_max: u64::MAX,
             best_effort_floor_permille: (floor * 1e3).round() as u32,
+            memory: MemoryBudget::UNLIMITED,
+            eviction: Eviction::Worth,
             ..Limits::default()
         };
         Ok(Self {

@@ -88,6 +88,17 @@ impl Worker {
         wait(&answer).map(|answer| answer.outputs)
     }
 
+    /// Runs one step on each of them at the same time.
+    pub(super) fn once_on_all(
+        workers: &[Self],
+        inputs: &[Tensor],
+        outputs: &Arc<[usize]>,
+    ) -> Result<(), EngineError> {
+        let answers = workers.iter().map(|worker| worker.order(inputs.to_vec(), outputs, Duration::ZERO));
+        let answers = answers.collect::<Result<Vec<_>, _>>()?;
+        answers.iter().try_for_each(|answer| wait(answer).map(drop))
+    }
+
     fn order(
         &self,
         inputs: Vec<Tensor>,

@@ -59,7 +59,8 @@ pub(super) fn decide(tried: &[Tried], demanded: Option<usize>) -> Option<Profile
     costs.sort_unstable();
     let reason = describe(&widths, joined, gain.filter(|_| demanded.is_none()), tried);
     let rows_max = joined.cost.rows;
-    Some(Profile { width, widths, batches: false, rows_max, costs, shapes: Vec::new(), reason })
+    let (shapes, occupancy) = (Vec::new(), None);
+    Some(Profile { width, widths, batches: false, rows_max, costs, shapes, reason, occupancy })
 }
 
 /// The fastest; among those that are nearly as fast, the one with the shortest step.

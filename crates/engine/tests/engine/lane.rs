@@ -119,7 +119,8 @@ fn a_step_fails_alone_however_its_engine_fails() {
     assert_eq!(ended(2).err(), Some(EngineError::OutOfMemory("no".into())));
     assert!(matches!(ended(3), Err(EngineError::Panicked(text)) if text.contains("must not be batched")));
     assert!(ended(4).is_ok());
-    lane.remove(MODEL).unwrap();
+    assert!(lane.remove(MODEL).unwrap().recv_timeout(PATIENCE).is_ok());
+    assert!(lane.remove(MODEL).unwrap().recv_timeout(PATIENCE).is_err(), "it has none any more");
     assert!(matches!(ended(5), Err(EngineError::Panicked(text)) if text.contains("`m1`")));
     drop(lane);
     assert!(matches!(reports.recv_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected)), "one report each");

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use quadrant_engine::{Batching, Cost, ProbeOptions, Profile};
+use quadrant_engine::{Batching, Cost, Occupancy, Peak, ProbeOptions, Profile};
 use quadrant_types::Shape;
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +25,8 @@ struct File {
     key: KeyLines,
     asked: AskedLines,
     profile: ProfileLines,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory: Option<MemoryLines>,
     costs: Vec<CostLine>,
 }
 
@@ -56,6 +58,39 @@ struct ProfileLines {
     rows_max: usize,
     shapes: Vec<Vec<usize>>,
     reason: String,
+}
+
+/// Bytes that the model takes.
+#[derive(Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct MemoryLines {
+    /// How long loading takes.
+    load_ns: u64,
+    /// At most while it is loaded.
+    load: u64,
+    /// Once it is loaded.
+    loaded: u64,
+    /// Once it has run: width, rows and bytes.
+    peaks: Vec<(usize, usize, u64)>,
+}
+
+impl From<&Occupancy> for MemoryLines {
+    fn from(occupancy: &Occupancy) -> Self {
+        let Occupancy { load_time, load_bytes, loaded_bytes, peaks } = occupancy;
+        let peak = |peak: &Peak| (peak.width, peak.rows, peak.bytes);
+        let load_ns = u64::try_from(load_time.as_nanos()).unwrap_or(u64::MAX);
+        Self { load_ns, load: *load_bytes, loaded: *loaded_bytes, peaks: peaks.iter().map(peak).collect() }
+    }
+}
+
+impl From<MemoryLines> for Occupancy {
+    fn from(lines: MemoryLines) -> Self {
+        let MemoryLines { load_ns, load, loaded, peaks } = lines;
+        let peak = |(width, rows, bytes)| Peak { width, rows, bytes };
+        let peaks = peaks.into_iter().map(peak).collect();
+        let load_time = Duration::from_nanos(load_ns);
+        Self { load_time, load_bytes: load, loaded_bytes: loaded, peaks }
+    }
 }
 
 #[derive(Deserialize, Serialize)]
@@ -94,6 +129,7 @@ pub(super) fn print(
             shapes: profile.shapes.iter().map(|shape| shape.to_vec()).collect(),
             reason: profile.reason.clone(),
         },
+        memory: profile.occupancy.as_ref().map(MemoryLines::from),
         costs: profile.costs.iter().map(cost).collect(),
     };
     Ok(format!("{HEAD}{}{TAIL}", toml::to_string(&file)?))
@@ -130,7 +166,8 @@ pub(super) fn parse(text: &str, key: &ProfileKey, asked: &ProbeOptions) -> Resul
     let mut costs: Vec<_> = file.costs.into_iter().map(cost).collect();
     costs.sort_unstable();
     let shapes = shapes.iter().map(|shape| Shape::from_slice(shape)).collect();
-    Ok(Some(Profile { width, widths, batches, rows_max, costs, shapes, reason }))
+    let occupancy = file.memory.map(Occupancy::from);
+    Ok(Some(Profile { width, widths, batches, rows_max, costs, shapes, reason, occupancy }))
 }
 
 /// What the rest of the server may rely on, since the file could have been edited.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use prometheus::{Histogram, IntCounter, IntGauge};
 use quadrant_types::{Ending, ErrorCode, Objective, Reason, Request, SchedulingClass, Time, Timing};
 
+use super::memory::Residence;
 use super::{Families, REASONS};
 
 /// What can become of a request with an objective.
@@ -24,7 +25,7 @@ pub(crate) struct ModelMetrics {
     totals_us: Vec<IntCounter>,
     histograms_us: Vec<Histogram>,
     pub(super) pending: IntGauge,
-    pub(super) load_seconds: prometheus::Gauge,
+    pub(super) residence: Residence,
     ratio: Histogram,
     objectives: [IntCounter; OUTCOMES.len()],
     refusals: [IntCounter; Reason::ALL.len()],
@@ -49,8 +50,8 @@ impl ModelMetrics {
                 .iter()
                 .map(|family| family.with_label_values(&model))
                 .collect(),
+            residence: families.residence.of(&model),
             pending: families.pending.with_label_values(&model),
-            load_seconds: families.load_seconds.with_label_values(&model),
             ratio: families.ratio.with_label_values(&model),
             objectives: OUTCOMES
                 .map(|outcome| families.objectives.with_label_values(&[name, version.as_str(), outcome])),

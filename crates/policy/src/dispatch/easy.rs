@@ -1,5 +1,6 @@
 //! Best effort: it begins where no other step runs, in the idle class if work with deadlines is about, so
-//! that whoever has one finds the core at once. When it has earned a turn, a core is kept for it.
+//! that whoever has one finds the core at once. When it has earned a turn, a core is kept for it. Loading
+//! models is best effort, too, on a thread of the idle class that takes whatever core is free.
 
 use std::collections::BTreeSet;
 
@@ -34,7 +35,8 @@ impl Policy {
 
     /// A turn of which no use could be made, because all that waits waits for more rows, is over.
     pub(super) fn take_turn_back(&mut self) -> bool {
-        let unused = self.turn_is_open(self.slots(CoreSet::EMPTY));
+        // A load uses it by itself.
+        let unused = self.memory.loading.is_none() && self.turn_is_open(self.slots(CoreSet::EMPTY));
         if unused {
             self.floor.give(CoreSet::EMPTY);
         }

@@ -36,7 +36,8 @@ pub(crate) fn page(handle: &Handle, page: &Page<'_>) -> Response<Segments> {
     }
 }
 
-fn empty() -> Response<Segments> {
+/// Nothing to say but that it is done.
+pub(crate) fn empty() -> Response<Segments> {
     let mut response = Response::new(Segments::default());
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     response

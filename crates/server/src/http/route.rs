@@ -2,11 +2,14 @@
 
 use std::borrow::Cow;
 
+use crate::http::repository::Change;
+
 /// What a path asks for. Names are borrowed from the path unless they are percent-encoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Route<'a> {
     Page(Page<'a>),
     Index,
+    Repository(Change, Cow<'a, str>),
     Infer(Cow<'a, str>, Option<u64>),
 }
 
@@ -28,6 +31,9 @@ pub(crate) fn route(path: &str) -> Option<Route<'_>> {
     if let Some(rest) = path.strip_prefix("/v2/models/") {
         return model(rest);
     }
+    if let Some(rest) = path.strip_prefix("/v2/repository/") {
+        return repository(rest);
+    }
     match path {
         "/v2/health/live" | "/live" | "/livez" | "/health" | "/healthz" | "/ping" | "/v1/health" => {
             Some(Route::Page(Page::Live))
@@ -35,9 +41,23 @@ pub(crate) fn route(path: &str) -> Option<Route<'_>> {
         "/v2/health/ready" | "/ready" | "/readyz" => Some(Route::Page(Page::Ready)),
         "/v2" => Some(Route::Page(Page::Server)),
         "/v2/models" => Some(Route::Page(Page::Models)),
-        "/v2/repository/index" => Some(Route::Index),
         _ => None,
     }
+}
+
+/// The one repository that there is may be named, by whatever name.
+fn repository(rest: &str) -> Option<Route<'_>> {
+    if rest == "index" {
+        return Some(Route::Index);
+    }
+    let rest = rest.strip_prefix("models/").or_else(|| rest.split_once("/models/").map(|(_, rest)| rest))?;
+    let (name, change) = rest.split_once('/')?;
+    let change = match change {
+        "load" => Change::Load,
+        "unload" => Change::Unload,
+        _ => return None,
+    };
+    Some(Route::Repository(change, decoded(name).filter(|name| !name.is_empty())?))
 }
 
 fn model(rest: &str) -> Option<Route<'_>> {
@@ -95,6 +115,11 @@ mod tests {
             ("/readyz", Some(Route::Page(Page::Ready))),
             ("/v2/models", Some(Route::Page(Page::Models))),
             ("/v2/repository/index", Some(Route::Index)),
+            ("/v2/repository/models/m/load", Some(Route::Repository(Change::Load, m()))),
+            ("/v2/repository/r/models/m/unload", Some(Route::Repository(Change::Unload, m()))),
+            ("/v2/repository/models/m", None),
+            ("/v2/repository/models//load", None),
+            ("/v2/repository/models/m/reload", None),
             ("/v2/models/m", Some(Route::Page(Page::Model(m(), None)))),
             ("/v2/models/m/versions/7", Some(Route::Page(Page::Model(m(), Some(7))))),
             ("/v2/models/m/ready", Some(Route::Page(Page::ModelReady(m(), None)))),

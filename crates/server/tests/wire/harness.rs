@@ -60,6 +60,8 @@ impl Server {
             limits: quadrant_policy_limits(),
             probe_budget: Duration::from_secs(1),
             profiles_dir: None,
+            program: None,
+            poll: None,
             defaults: ModelSettings::default(),
             models: BTreeMap::from([("addsub".to_owned(), batched), ("slow".to_owned(), demoted)]),
         };

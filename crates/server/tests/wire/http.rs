@@ -30,7 +30,7 @@ fn metadata_has_tritons_form() {
         "",
         200,
         &format!(
-            r#"{{"name":"quadrant","version":"{version}","extensions":["classification","schedule_policy","model_configuration","binary_tensor_data"]}}"#
+            r#"{{"name":"quadrant","version":"{version}","extensions":["classification","model_repository","model_repository(unload_dependents)","schedule_policy","model_configuration","binary_tensor_data"]}}"#
         ),
     );
     for path in ["/v2/models/addsub", "/v2/models/addsub/versions/1"] {

@@ -31,6 +31,28 @@ impl Checker {
                     .filter(|(_, known)| known.request.model == *model && known.place == Place::Waits);
                 self.owed.extend(waiting.map(|(id, _)| *id));
             }
+            Event::Known(model, terms, holding) => {
+                self.rows_max = self.rows_max.max(terms.rows_max as usize);
+                self.models.insert(*model, terms.clone());
+                self.memory.known(*model, *holding);
+            }
+            Event::LoadWanted(model) => self.memory.want(*model, !self.draining),
+            Event::UnloadWanted(model) => {
+                if self.memory.close(*model) {
+                    let waits = |known: &Known| known.request.model == *model && known.place == Place::Waits;
+                    let waiting = self.live.iter().filter(|(_, known)| waits(known));
+                    self.owed.extend(waiting.map(|(id, _)| *id));
+                }
+            }
+            Event::LoadEnded(model, result) => {
+                self.memory.load_ended(*model, result);
+                if result.is_err() {
+                    let waits = |known: &Known| known.request.model == *model && known.place == Place::Waits;
+                    let waiting = self.live.iter().filter(|(_, known)| waits(known));
+                    self.owed.extend(waiting.map(|(id, _)| *id));
+                }
+            }
+            Event::Unloaded(model) => self.memory.unloaded(*model),
             Event::Arrived(request) => self.knock(*request),
             Event::Left(id) if self.live.contains_key(id) => {
                 self.owed.insert(*id);
@@ -46,7 +68,7 @@ impl Checker {
                 };
             }
             Event::Drain => self.draining = true,
-            Event::Left(_) | Event::Tick | Event::Weight(..) => {}
+            Event::Left(_) | Event::Tick | Event::Weight(..) | Event::Resident(_) => {}
         }
         EndedStep::default()
     }
@@ -96,6 +118,7 @@ impl Checker {
         }
         hold("nothing is accepted after `Drain`", !self.draining, &id)?;
         let loaded = self.models.contains_key(&known.request.model);
+        let loaded = loaded && !self.memory.is_closed(known.request.model);
         hold("nothing is accepted for a model that is not loaded", loaded, &id)?;
         hold("queue and byte limits hold", !self.is_full(&known), &id)?;
         self.live.insert(id, Known { place: Place::Waits, ..known });

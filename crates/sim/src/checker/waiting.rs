@@ -1,7 +1,7 @@
 //! What must hold once an event has been dealt with: nobody is forgotten, nobody waits for nothing.
 
 use quadrant_policy::Discipline;
-use quadrant_types::{SchedulingClass, Time};
+use quadrant_types::{CoreSet, SchedulingClass, Time};
 
 use super::{Broken, Checker, Known, Place, first, hold, hold_or, ripe_at};
 
@@ -51,8 +51,22 @@ impl Checker {
         let busy = self.busy_cores(None);
         let waiting = || self.live.values().filter(|known| known.place == Place::Waits);
         let wide_only = waiting().any(|known| self.is_wide_only(known));
+        // Then a busy model may take no more requests until it is idle.
+        let absent = waiting().any(|known| self.memory.is_absent(known.request.model));
+        // One core may be kept for a load, which has its floor like other best effort.
+        let all = self.lanes.iter().fold(CoreSet::EMPTY, |all, lane| all.union(lane.cores));
+        let load_has_it = self.memory.is_loading() && all.without(busy).len() <= 1;
+        let is_cramped = absent || self.memory.is_told();
         for known in waiting() {
             let Some(terms) = self.models.get(&known.request.model) else { continue };
+            // It waits for its model.
+            if load_has_it && self.discipline == Discipline::Quadrant {
+                continue;
+            }
+            let makes_room = is_cramped && self.memory.may_yield(known.request.model);
+            if self.memory.is_absent(known.request.model) || makes_room {
+                continue;
+            }
             let overtaken = self.began_now.iter().filter_map(|id| self.live.get(id)).any(|other| {
                 self.discipline != Discipline::Clockwork
                     && !known.alone

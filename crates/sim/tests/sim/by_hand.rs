@@ -45,6 +45,9 @@ fn in_short(action: &Action) -> String {
         Action::End(id, Ending::Failed(error)) => format!("{id} {}", error.code.name()),
         Action::LaneStalled(lane, _) => format!("{lane} stalled"),
         Action::LaneRecovered(lane) => format!("{lane} recovered"),
+        Action::Load(model) => format!("load {model}"),
+        Action::Unload(model) => format!("unload {model}"),
+        Action::LoadRefused(model, error) => format!("no {model}: {error}"),
         Action::Drained => "drained".to_owned(),
     }
 }
@@ -100,6 +103,8 @@ fn model(width: usize, rows_max: u32, traffic: Vec<Traffic>) -> ModelPlan {
         },
         up_at: Time::ZERO,
         down_at: None,
+        holding: None,
+        load_fails: 0.0,
         truth: Truth { wide_gain: 1.0, ..Truth::exact(10 * MS, Duration::ZERO) },
         traffic,
     }

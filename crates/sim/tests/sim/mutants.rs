@@ -113,6 +113,11 @@ fn is_over(run: &Action, actions: &[Action]) -> bool {
     step.requests.len() == 1 && ends(step.requests[0])
 }
 
+/// Asks for these once more.
+fn repeat(actions: &mut Vec<Action>, which: impl Fn(&Action) -> bool) {
+    actions.extend(actions.clone().into_iter().filter(which));
+}
+
 fn change_terms(event: &mut Event, change: impl Fn(&mut ModelTerms)) {
     if let Event::ModelUp(_, terms) = event {
         change(terms);
@@ -207,6 +212,25 @@ fn wrong_steps_are_found() {
 }
 
 #[test]
+fn wrong_loads_are_found() {
+    let table: [Case<ActionsFn>; 3] = [
+        ("one model is loaded at a time", |actions, _| repeat(actions, |a| matches!(a, Action::Load(_)))),
+        ("only resident models are unloaded", |actions, _| {
+            repeat(actions, |action| matches!(action, Action::Unload(_)));
+        }),
+        ("no model is unloaded that has work", |actions, _| {
+            let run = actions.iter().find(|action| is_run(action)).cloned();
+            if let Some(Action::Run(step)) = run {
+                actions.push(Action::Unload(step.model));
+            }
+        }),
+    ];
+    for (invariant, actions) in table {
+        check(invariant, Tampering { actions, ..HONEST });
+    }
+}
+
+#[test]
 fn a_scheduler_that_was_told_wrong_is_found() {
     let table: [Case<EventFn>; 12] = [
         ("a step has at most `rows_max` rows", |event| change_terms(event, |terms| terms.rows_max *= 2)),
@@ -262,9 +286,10 @@ fn a_scheduler_that_was_told_wrong_is_found() {
 
 #[test]
 fn wrong_limits_and_wrong_deadlines_are_found() {
-    let limits: [Case<LimitsFn>; 5] = [
+    let limits: [Case<LimitsFn>; 6] = [
         ("queue and byte limits hold", |limits| limits.queued_requests_max *= 2),
         ("queue and byte limits hold", |limits| limits.bytes_in_max *= 2),
+        ("models stay within the budget", |limits| limits.memory.bytes *= 2),
         ("the next deadline is not after an expiry", |limits| limits.wait_max *= 2),
         ("the next deadline is not after a stall", |limits| limits.stall_floor *= 2),
         ("a lane is stalled once its step is far over its prediction", |limits| limits.stall_floor /= 2),

@@ -9,16 +9,20 @@ fn play(seed: u64) -> Report {
 #[test]
 fn two_thousand_random_scenarios_hold() {
     let (mut endings, mut requests) = (std::collections::BTreeMap::new(), 0);
+    let (mut loads, mut loaded_again) = (0, 0);
     for seed in 0..2_000 {
         for model in play(seed).models {
             requests += model.arrivals;
+            loads += model.loads;
+            loaded_again += u64::from(model.loads > 2);
             for (how, count) in model.endings {
                 *endings.entry(how).or_insert(0) += count;
             }
         }
     }
     // A generator that misses a way to end would prove nothing about it.
-    println!("{requests} requests: {endings:?}");
+    println!("{requests} requests: {endings:?}; {loads} loads, {loaded_again} models more than twice");
+    assert!(loads > 2_000 && loaded_again > 200, "{loads} loads, {loaded_again} models more than twice");
     let ways =
         ["completed", "cancelled", "deadline_exceeded", "internal", "resource_exhausted", "unavailable"];
     for how in ways {
