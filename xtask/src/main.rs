@@ -40,6 +40,8 @@ enum Command {
     Isolation(schedule::isolation::IsolationArgs),
     /// More models than memory: time spent on loading, against the least recently used and a clairvoyant.
     Turnover(turnover::TurnoverArgs),
+    /// A tenant that asks for ten times its quota: what it gets, and what the others feel.
+    Tenants(schedule::tenants::TenantsArgs),
     /// Best effort under an overload of urgent work: its core time over what it was promised.
     Floor(schedule::floor::FloorArgs),
     /// The simulator against the machine, and the predicted times of steps against the real ones.
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
         Command::Schedule(args) => schedule::measure(&args).map(|()| ExitCode::SUCCESS),
         Command::Isolation(args) => schedule::isolation::isolation(&args).map(|()| ExitCode::SUCCESS),
         Command::Turnover(args) => turnover::turnover(&args).map(|()| ExitCode::SUCCESS),
+        Command::Tenants(args) => schedule::tenants::tenants(&args).map(|()| ExitCode::SUCCESS),
         Command::Floor(args) => schedule::floor::floor(&args).map(|()| ExitCode::SUCCESS),
         Command::Fidelity(args) => schedule::fidelity::fidelity(&args).map(|()| ExitCode::SUCCESS),
         Command::Measure(args) => measure::run_measure(&args).map(|()| ExitCode::SUCCESS),

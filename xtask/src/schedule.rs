@@ -13,6 +13,7 @@ pub(crate) mod isolation;
 pub(crate) mod mix;
 mod picture;
 mod steps;
+pub(crate) mod tenants;
 mod triton;
 mod workload;
 

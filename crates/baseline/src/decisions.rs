@@ -224,9 +224,11 @@ pub(crate) fn simulation() -> Result<()> {
         share: 1.0,
         delay_max: Duration::ZERO,
         overhead: Duration::ZERO,
+        tenants: Vec::new(),
     };
     let models = [("a", 10.6), ("b", 3.6), ("c", 3.4), ("d", 2.8), ("e", 0.17)].map(served).to_vec();
-    let experiment = Experiment { cores: 2, unsteady: Unsteady::NONE, limits: Limits::default(), models };
+    let (limits, tenants) = (Limits::default(), Vec::new());
+    let experiment = Experiment { cores: 2, unsteady: Unsteady::NONE, limits, models, tenants };
     let rate = |seconds: f64, play: fn(&Scenario) -> Result<u64>| -> Result<f64> {
         let mut random = fastrand::Rng::with_seed(1);
         let mut stream = |rate: &f64| {

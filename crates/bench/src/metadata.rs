@@ -22,7 +22,7 @@ pub(crate) async fn complete(plan: &mut Plan) -> Result<(), BenchError> {
         if plan.mix[index].inputs.is_empty() {
             let name = plan.mix[index].name.clone();
             let inputs = match plan.protocol {
-                Protocol::Http => over_http(&plan.address, &name).await,
+                Protocol::Http => over_http(plan, &name).await,
                 Protocol::Grpc => over_grpc(&plan.address, &name).await,
             };
             let fail = |said: String| BenchError::Server { address: plan.address.clone(), said };
@@ -45,7 +45,8 @@ fn concrete(dims: &[i64]) -> Vec<usize> {
     dims.iter().enumerate().map(size).collect()
 }
 
-async fn over_http(address: &str, model: &str) -> Result<Inputs, String> {
+async fn over_http(plan: &Plan, model: &str) -> Result<Inputs, String> {
+    let address = &plan.address;
     let unreachable = |error: &dyn std::fmt::Display| format!("cannot be reached: {error}; is it running?");
     let stream = TcpStream::connect(address).await.map_err(|error| unreachable(&error))?;
     let (mut sender, connection) =
@@ -55,6 +56,10 @@ async fn over_http(address: &str, model: &str) -> Result<Inputs, String> {
         connection.await.unwrap_or_default();
     });
     let request = http::Request::get(format!("/v2/models/{model}")).header("host", address);
+    let request = match &plan.api_key {
+        Some(key) => request.header("authorization", format!("Bearer {key}")),
+        None => request,
+    };
     let request = request.body(Full::<Bytes>::default()).map_err(|error| error.to_string())?;
     let response = sender.send_request(request).await.map_err(|error| unreachable(&error))?;
     let status = response.status();

@@ -179,6 +179,9 @@ fn http_request(
     if let Some(tenant) = &plan.tenant {
         set("x-gateway-inference-fairness-id", tenant.clone())?;
     }
+    if let Some(key) = &plan.api_key {
+        set("authorization", format!("Bearer {key}"))?;
+    }
     if let Some(timeout) = plan.timeout {
         set("x-request-timeout-ms", timeout.as_millis().to_string())?;
     }

@@ -99,6 +99,8 @@ pub struct Plan {
     pub timeout: Option<Duration>,
     /// Sent with every request over HTTP: on whose account it is.
     pub tenant: Option<String>,
+    /// Sent with every request: the API key.
+    pub api_key: Option<String>,
     /// Seed of arrivals, of the mix and of generated inputs.
     pub seed: u64,
 }

@@ -120,6 +120,7 @@ mod tests {
             outstanding_max: 1,
             timeout: None,
             tenant: None,
+            api_key: None,
             seed,
         };
         Schedule::new(&plan).unwrap().take(count).map(|(time, _)| time.as_secs_f64()).collect()

@@ -60,6 +60,9 @@ pub(crate) struct BenchArgs {
     /// On whose account requests are, as the header `x-gateway-inference-fairness-id` (HTTP only).
     #[arg(long, value_name = "NAME")]
     tenant: Option<String>,
+    /// The API key to show, or `@FILE` for a file that holds it (HTTP only).
+    #[arg(long, value_name = "KEY", value_parser = api_key)]
+    api_key: Option<String>,
     /// Seed of arrivals, mix and inputs.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -107,6 +110,13 @@ pub(crate) fn run_bench(args: &BenchArgs) -> Result<()> {
     Ok(())
 }
 
+/// A key as it is given on the command line, where others can read it, or from a file.
+pub(crate) fn api_key(text: &str) -> Result<String> {
+    let Some(path) = text.strip_prefix('@') else { return Ok(text.to_owned()) };
+    let read = std::fs::read_to_string(path).with_context(|| format!("cannot read the key from `{path}`"))?;
+    Ok(read.trim().to_owned())
+}
+
 fn plan(args: &BenchArgs) -> Result<Plan> {
     let protocol = match args.protocol {
         ProtocolArg::Http => Protocol::Http,
@@ -144,6 +154,7 @@ fn plan(args: &BenchArgs) -> Result<Plan> {
         outstanding_max: args.outstanding,
         timeout: args.timeout_ms.map(Duration::from_millis),
         tenant: args.tenant.clone(),
+        api_key: args.api_key.clone(),
         seed: args.seed,
     })
 }

@@ -13,6 +13,7 @@ use quadrant_server::{NamedObjective, NamedObjectives};
 use quadrant_types::{CoreSet, Priority};
 
 use crate::settings::{BatchingField, ModelFields, ObjectiveFields, Settings, find_onnxruntime};
+use crate::tenants;
 
 /// A day: anything longer in a configuration is a mistake.
 const SECONDS_MAX: f64 = 86_400.0;
@@ -33,7 +34,7 @@ pub(crate) fn node_config(settings: &Settings, models_dir: &Path, libraries: &[P
         cores: device_cores(&settings.device.cores)?,
         onnxruntime: find_onnxruntime(&settings.device.onnxruntime, libraries)?,
         discipline: discipline(&settings.scheduler.policy)?,
-        weights: weights(&settings.scheduler.tenant_weights)?,
+        tenants: tenants::terms(settings)?,
         limits: Limits {
             queued_requests_max: at_least_one("limits.queued_requests", limits.queued_requests)?,
             bytes_in_max: in_flight_bytes(settings)? as u64,
@@ -142,14 +143,6 @@ fn permille(share: f64) -> Result<u32> {
     Ok((share * 1_000.0).round() as u32)
 }
 
-fn weights(weights: &BTreeMap<String, u32>) -> Result<BTreeMap<String, u32>> {
-    for (tenant, weight) in weights {
-        let fits = (1..=1_000_000).contains(weight);
-        ensure!(fits, "`scheduler.tenant_weights.{tenant}` must be from 1 to 1000000, not `{weight}`");
-    }
-    Ok(weights.clone())
-}
-
 fn milliseconds(name: &str, value: f64) -> Result<Duration> {
     let fits = value.is_finite() && value > 0.0 && value <= SECONDS_MAX * 1e3;
     ensure!(fits, "`{name}` must be more than 0 milliseconds and at most a day, not `{value}`");
@@ -239,6 +232,8 @@ mod tests {
             ("[scheduler]\npolicy = \"edf\"", "`scheduler.policy` must be"),
             ("[scheduler]\nbest_effort_floor = 1.0", "`scheduler.best_effort_floor`"),
             ("[scheduler.tenant_weights]\na = 0", "`scheduler.tenant_weights.a`"),
+            ("[tenants.a]\nkey = \"\"", "unknown field `key`"),
+            ("[tenants.a]", "in `tenants.a`"),
             ("[models.m]\nlatency_objective_ms = 0.0", "`latency_objective_ms`"),
             ("[models.m]\nunmet = \"ignore\"", "`unmet` must be"),
             ("[scheduler]\neviction = \"fifo\"", "`scheduler.eviction` must be"),

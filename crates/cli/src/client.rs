@@ -18,6 +18,8 @@ const HEADER_LENGTH: &str = "Inference-Header-Content-Length";
 pub(crate) struct Client {
     agent: ureq::Agent,
     base: String,
+    /// What is sent as `Authorization`, if anything.
+    authorization: Option<String>,
 }
 
 /// What a model takes and gives.
@@ -111,7 +113,12 @@ impl Client {
     pub(crate) fn new(address: &str) -> Self {
         let config =
             ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).http_status_as_error(false).build();
-        Self { agent: config.into(), base: format!("http://{address}") }
+        Self { agent: config.into(), base: format!("http://{address}"), authorization: None }
+    }
+
+    /// The same, showing this API key.
+    pub(crate) fn with_key(self, key: Option<&str>) -> Self {
+        Self { authorization: key.map(|key| format!("Bearer {key}")), ..self }
     }
 
     /// Whether the server is ready.
@@ -123,7 +130,12 @@ impl Client {
     /// What the model takes and gives.
     pub(crate) fn metadata(&self, model: &str) -> Result<Metadata> {
         let url = format!("{}/v2/models/{model}", self.base);
-        let response = self.agent.get(&url).call().with_context(|| self.unreachable())?;
+        let request = self.agent.get(&url);
+        let request = match &self.authorization {
+            Some(value) => request.header("Authorization", value),
+            None => request,
+        };
+        let response = request.call().with_context(|| self.unreachable())?;
         let body = read(response)?.1;
         serde_json::from_slice(&body).context("the server's metadata cannot be read")
     }
@@ -138,6 +150,10 @@ impl Client {
         let (header_length, body) = encode(inputs, outputs)?;
         let request = self.agent.post(format!("{}/v2/models/{model}/infer", self.base));
         let request = request.header(HEADER_LENGTH, header_length.to_string());
+        let request = match &self.authorization {
+            Some(value) => request.header("Authorization", value),
+            None => request,
+        };
         let response = request.send(&body[..]).with_context(|| self.unreachable())?;
         let (header_length, body) = read(response)?;
         decode(header_length, &body)

@@ -6,6 +6,8 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Deserialize;
 
+use crate::tenant;
+
 /// Bytes of an answer that are read.
 const ANSWER_BYTES_MAX: u64 = 16 << 20;
 
@@ -19,6 +21,9 @@ pub(crate) struct ExplainArgs {
     /// Where the server's metrics are.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8002")]
     metrics_address: String,
+    /// Only the slowest of this tenant, after what it may have and what it uses of it.
+    #[arg(long, value_name = "NAME", conflicts_with = "request")]
+    tenant: Option<String>,
     /// How many of the slowest to show.
     #[arg(long, default_value_t = 5, value_name = "N")]
     count: usize,
@@ -31,6 +36,7 @@ pub(crate) struct ExplainArgs {
 struct Explanation {
     request: u64,
     model: String,
+    tenant: Option<String>,
     outcome: String,
     reason: Option<String>,
     total_ms: f64,
@@ -70,18 +76,12 @@ struct Overlap {
 /// If it cannot be reached or does not remember the request.
 #[expect(clippy::print_stdout, reason = "the answer of the command")]
 pub(crate) fn run(args: &ExplainArgs) -> Result<()> {
-    let which = args.request.map_or_else(|| "slowest".to_owned(), |number| number.to_string());
-    let url = format!("http://{}/requests/{which}", args.metrics_address);
-    let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
-    let mut response = agent.get(&url).call().with_context(|| {
-        format!("cannot ask `{}`; give the server's `metrics_address`", args.metrics_address)
-    })?;
-    let text = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_string()?;
-    if response.status() != 200 {
-        let said = serde_json::from_str::<serde_json::Value>(&text).ok();
-        let said = said.as_ref().and_then(|said| said["error"].as_str()).unwrap_or(&text);
-        bail!("{said}");
-    }
+    let which = match (args.request, &args.tenant) {
+        (Some(number), _) => number.to_string(),
+        (None, Some(tenant)) => format!("slowest?tenant={}", encoded(tenant)),
+        (None, None) => "slowest".to_owned(),
+    };
+    let text = fetch(&args.metrics_address, &format!("/requests/{which}"))?;
     if args.json {
         println!("{text}");
         return Ok(());
@@ -90,16 +90,49 @@ pub(crate) fn run(args: &ExplainArgs) -> Result<()> {
         Some(_) => vec![serde_json::from_str(&text).context("an answer that is not understood")?],
         None => serde_json::from_str(&text).context("an answer that is not understood")?,
     };
+    if let Some(name) = &args.tenant {
+        let tenants = tenant::ask(&args.metrics_address)?;
+        tenants.iter().filter(|tenant| tenant.is(name)).for_each(|tenant| print!("{tenant}"));
+    }
     if explanations.is_empty() {
-        println!("no request has ended yet");
+        println!("no such request has ended lately");
     }
     explanations.iter().take(args.count.max(1)).for_each(|explanation| print!("{}", describe(explanation)));
     Ok(())
 }
 
+/// A page of the port of the metrics.
+///
+/// # Errors
+/// If there is no server, or what it said instead.
+pub(crate) fn fetch(metrics_address: &str, path: &str) -> Result<String> {
+    let url = format!("http://{metrics_address}{path}");
+    let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+    let asked = agent.get(&url).call();
+    let mut response = asked
+        .with_context(|| format!("cannot ask `{metrics_address}`; give the server's `metrics_address`"))?;
+    let text = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_string()?;
+    if response.status() != 200 {
+        let said = serde_json::from_str::<serde_json::Value>(&text).ok();
+        let said = said.as_ref().and_then(|said| said["error"].as_str()).unwrap_or(&text);
+        bail!("{said}");
+    }
+    Ok(text)
+}
+
+/// A name as a part of a query.
+fn encoded(name: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    name.bytes().fold(String::new(), |text, byte| {
+        if plain(byte) { text + &char::from(byte).to_string() } else { text + &format!("%{byte:02X}") }
+    })
+}
+
 fn describe(explanation: &Explanation) -> String {
     let Explanation { request, model, outcome, total_ms, .. } = explanation;
-    let mut text = format!("request {request} for {model}: {outcome} after {total_ms:.2} ms");
+    let mut text = format!("request {request} for {model}");
+    let of = explanation.tenant.as_ref().map(|tenant| format!(" of {tenant}")).unwrap_or_default();
+    write!(text, "{of}: {outcome} after {total_ms:.2} ms").expect("a string takes every text");
     let mut add = |line: String| text.push_str(&line);
     if let Some(reason) = &explanation.reason {
         add(format!(", {reason}"));
@@ -149,7 +182,7 @@ mod tests {
     #[test]
     fn an_explanation_reads_well() {
         let explanation: Explanation = serde_json::from_str(
-            r#"{"request":7,"model":"magika","outcome":"completed","total_ms":12.5,"objective_ms":30.0,
+            r#"{"request":7,"model":"magika","tenant":"gold","outcome":"completed","total_ms":12.5,"objective_ms":30.0,
             "parse_ms":0.1,"queue_ms":8.0,"gather_ms":0.01,"compute_ms":4.0,"scatter_ms":0.0,
             "step":{"step":3,"rows":2,"batch_mates":1,"width":1,"cores":"0","class":"preemptible",
             "predicted_ms":3.5,"real_ms":4.1},"waited_for":[{"model":"det","steps":1,"ms":8.0}],
@@ -158,7 +191,7 @@ mod tests {
         .unwrap();
         let text = describe(&explanation);
         for part in [
-            "request 7 for magika: completed after 12.50 ms, wanted within 30.00 ms",
+            "request 7 for magika of gold: completed after 12.50 ms, wanted within 30.00 ms",
             "waiting          8.000 ms for 1 step of det (8.00 ms)",
             "predicted 3.500; 2 rows with 1 other requests, on 1 cores (0), preemptible",
             "preempted by 2 steps of vad (0.40 ms)",

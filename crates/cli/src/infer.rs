@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 
+use crate::bench::api_key;
 use crate::cache;
 use crate::client::{Client, Wanted};
 
@@ -25,6 +26,9 @@ pub(crate) struct InferArgs {
     /// The server's HTTP address.
     #[arg(long, default_value = "127.0.0.1:8000", value_name = "HOST:PORT")]
     address: String,
+    /// The API key to show, or `@FILE` for a file that holds it.
+    #[arg(long, value_name = "KEY", value_parser = api_key)]
+    api_key: Option<String>,
     /// A picture (PNG or JPEG) for the model's picture input.
     #[arg(long, value_name = "FILE", group = "what")]
     image: Option<PathBuf>,
@@ -71,7 +75,7 @@ pub(crate) enum Show {
 /// # Errors
 /// What is wrong with the files, or what the server said.
 pub(crate) fn run(args: &InferArgs) -> Result<()> {
-    let client = Client::new(&args.address);
+    let client = Client::new(&args.address).with_key(args.api_key.as_deref());
     let metadata = client.metadata(&args.model)?;
     let (inputs, fitting) = if let Some(path) = &args.image {
         (vec![picture(&metadata, path, args.channels)?], Show::Raw)

@@ -14,6 +14,8 @@ mod profile;
 mod serve;
 mod settings;
 mod simulate;
+mod tenant;
+mod tenants;
 
 use std::process::ExitCode;
 
@@ -48,6 +50,9 @@ enum Command {
     Observe(observe::ObserveArgs),
     /// Say why a request took as long as it did.
     Explain(explain::ExplainArgs),
+    /// Make API keys, and show the tenants of a running server.
+    #[command(subcommand)]
+    Tenant(tenant::TenantCommand),
     /// Measure models on this machine, show what a step costs, and keep it for the next `serve`.
     Profile(profile::ProfileArgs),
     /// Measure a model: `serve` and `profile` start this in a process of its own.
@@ -79,6 +84,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Plan(args) => simulate::plan(args),
         Command::Observe(args) => observe::run(args),
         Command::Explain(args) => explain::run(args),
+        Command::Tenant(command) => tenant::run(command),
         Command::Profile(args) => profile::run(args),
         Command::Measure => profile::measured(),
         Command::Config(args) => serve::print_config(args),

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use crate::cache;
 use crate::checked::{device_cores, in_flight_bytes, named_objectives, node_config, seconds};
 use crate::settings::Settings;
+use crate::tenants::{Tenancy, watch};
 
 /// Where to serve; stronger than the configuration file.
 #[derive(Args, Clone, Debug, Default)]
@@ -95,6 +96,7 @@ pub(crate) fn print_config(args: &ConfigArgs) -> Result<()> {
     let settings = args.settings()?;
     node_config(&settings, &PathBuf::new(), &[])?;
     wire_limits(&settings)?;
+    Tenancy::read(&settings)?;
     print!("{}", settings.to_toml()?);
     Ok(())
 }
@@ -132,6 +134,7 @@ pub(crate) fn serve<F: Future<Output = Result<After>>>(
     let config = Config { profiles_dir: cache::profiles_dir(), program, ..config };
     let limits = wire_limits(settings)?;
     let objectives = named_objectives(settings)?;
+    let tenancy = Tenancy::read(settings)?;
     let runtime = runtime(settings)?;
     let result = runtime.block_on(async {
         let http = bind("http", settings.http_address).await?;
@@ -140,7 +143,10 @@ pub(crate) fn serve<F: Future<Output = Result<After>>>(
         let bound = Bound { http: http.local_addr()?, metrics: metrics.local_addr()? };
         let node = Node::start(config)?;
         let shared = Arc::new(Shared::new(node.handle().clone(), limits)?.with_objectives(objectives));
-        announce(&http, &grpc, &metrics)?;
+        announce((&http, &grpc, &metrics), tenancy.is_open())?;
+        tenancy.apply(node.handle(), &shared);
+        let watching = watch(settings.clone(), tenancy, node.handle().clone(), Arc::clone(&shared));
+        let watching = tokio::spawn(watching);
         let (stop, stopped) = watch::channel(Stage::Serving);
         let until = |stage: Stage| {
             let mut stopped = stopped.clone();
@@ -156,6 +162,7 @@ pub(crate) fn serve<F: Future<Output = Result<After>>>(
             () = told_to_end() => Ok(()),
             result = ready_then(&node, alongside(bound)) => result,
         };
+        watching.abort();
         let deadline = seconds("server.shutdown_s", settings.server.shutdown_s)?;
         tracing::info!(
             within_s = deadline.as_secs_f64(),
@@ -236,11 +243,18 @@ async fn bind(name: &str, address: SocketAddr) -> Result<TcpListener> {
     })
 }
 
-fn announce(http: &TcpListener, grpc: &TcpListener, metrics: &TcpListener) -> Result<()> {
+fn announce((http, grpc, metrics): (&TcpListener, &TcpListener, &TcpListener), is_open: bool) -> Result<()> {
     let (http, grpc, metrics) = (http.local_addr()?, grpc.local_addr()?, metrics.local_addr()?);
     tracing::info!(%http, %grpc, %metrics, "serving");
-    if !(http.ip().is_loopback() && grpc.ip().is_loopback()) {
-        tracing::warn!("reachable from other machines, without authentication: see docs/serving.md");
+    let is_local = http.ip().is_loopback() && grpc.ip().is_loopback();
+    match (is_local, is_open) {
+        (false, true) => {
+            tracing::warn!("reachable from other machines, without authentication: see docs/tenants.md");
+        }
+        (false, false) => {
+            tracing::info!("keys travel as they are: let a proxy in front speak TLS; see docs/tenants.md");
+        }
+        (true, _) => {}
     }
     Ok(())
 }

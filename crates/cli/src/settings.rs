@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::tenants::TenantFields;
+
 /// What is written in `quadrant.toml`. Every field may be left out.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -31,10 +33,18 @@ pub(crate) struct Settings {
     pub(crate) limits: LimitSettings,
     /// Objectives that requests refer to by name, with the header `x-gateway-inference-objective`.
     pub(crate) objectives: BTreeMap<String, ObjectiveFields>,
+    /// A file with the tenants, instead of the table here; relative to the folder of this one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tenants_file: Option<PathBuf>,
+    /// Who may ask, and for how much, by name. While there are none, everybody may.
+    pub(crate) tenants: BTreeMap<String, TenantFields>,
     /// What holds for a model that does not say otherwise.
     pub(crate) model_defaults: ModelFields,
     /// What single models say, by name. Stronger than their `config.pbtxt`.
     pub(crate) models: BTreeMap<String, ModelFields>,
+    /// The file that was read.
+    #[serde(skip)]
+    pub(crate) read_from: Option<PathBuf>,
 }
 
 /// Sockets and timers.
@@ -82,7 +92,8 @@ pub(crate) struct SchedulerSettings {
     pub(crate) best_effort_floor: f64,
     /// Which models make room for others: `worth`, those that would be missed least; `lru` to compare with.
     pub(crate) eviction: String,
-    /// The shares of best-effort time of tenants, by name; others have 1.
+    /// The shares of best-effort time of tenants that the gateway's headers name; others have 1. Only while
+    /// no tenant is configured: those have a `weight`.
     pub(crate) tenant_weights: BTreeMap<String, u32>,
 }
 
@@ -184,8 +195,11 @@ impl Default for Settings {
             scheduler: SchedulerSettings::default(),
             limits: LimitSettings::default(),
             objectives: BTreeMap::new(),
+            tenants_file: None,
+            tenants: BTreeMap::new(),
             model_defaults: ModelFields::default(),
             models: BTreeMap::new(),
+            read_from: None,
         }
     }
 }
@@ -239,7 +253,11 @@ impl Settings {
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read the configuration `{}`", path.display()))?;
-        toml::from_str(&text).with_context(|| format!("in the configuration `{}`", path.display()))
+        let settings: Self =
+            toml::from_str(&text).with_context(|| format!("in the configuration `{}`", path.display()))?;
+        let beside = |file: PathBuf| path.parent().map_or(file.clone(), |folder| folder.join(file));
+        let tenants_file = settings.tenants_file.map(beside);
+        Ok(Self { tenants_file, read_from: Some(path.to_owned()), ..settings })
     }
 
     /// The settings as a file.

@@ -3,6 +3,7 @@
 
 mod picture;
 mod table;
+mod tenants;
 mod workload;
 
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use quadrant_policy::Discipline;
 use quadrant_sim::{ModelReport, Outcome};
 use serde::Serialize;
 
+use tenants::TenantCell;
 use workload::Workload;
 
 /// Devices beyond which a plan is not searched for.
@@ -96,6 +98,8 @@ struct Cell {
     kept: f64,
     utilisation: f64,
     models: Vec<ModelCell>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tenants: Vec<TenantCell>,
 }
 
 #[derive(Debug, Serialize)]
@@ -274,6 +278,7 @@ fn cell(workload: &Workload, discipline: Discipline, outcomes: &[Outcome]) -> Ce
         kept: mean(&|outcome| outcome.kept),
         utilisation: mean(&|outcome| outcome.utilisation),
         models: names.iter().enumerate().map(model).collect(),
+        tenants: tenants::cells(workload, outcomes),
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use quadrant_engine::EngineKind;
-use quadrant_policy::{Discipline, Limits, Unmet};
+use quadrant_policy::{Discipline, Limits, TenantTerms, Unmet};
 use quadrant_types::{CoreSet, Priority};
 
 /// The configuration of one node.
@@ -20,8 +20,8 @@ pub struct Config {
     pub onnxruntime: Option<PathBuf>,
     /// How requests are put in order and given lanes.
     pub discipline: Discipline,
-    /// The shares of best-effort time of tenants that have one; others have 1.
-    pub weights: BTreeMap<String, u32>,
+    /// What tenants may have, by name, as the node starts; [`crate::Handle::set_tenants`] changes it.
+    pub tenants: BTreeMap<String, TenantTerms>,
     /// The scheduler's bounds.
     pub limits: Limits,
     /// How long the measuring of one model at load may take.

@@ -19,8 +19,9 @@ use std::time::Duration;
 use quadrant_engine::{EngineError, Lane, LaneReport, LaneSink, LaneWork, Part, Refusal, Refused, Runner};
 use quadrant_policy::{Action, Event, Policy, Step};
 use quadrant_types::{
-    Clock, Error, ErrorCode, LaneId, ModelId, Reason, Request, RequestId, StepId, Timing, Work,
+    Clock, Error, ErrorCode, LaneId, ModelId, Reason, Request, RequestId, StepId, TenantId, Timing, Work,
 };
+use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 use crate::message::{Message, Pending};
@@ -34,7 +35,7 @@ use ended::Ended;
 
 mod ended;
 mod reports;
-mod views;
+mod shown;
 
 /// Arrivals that may lie in the inbox unlooked at. Reports and departures always find room: there are
 /// never more of them than steps and requests that were let in.
@@ -76,6 +77,8 @@ struct Begun {
     step: Step,
     /// The name of the model beside it.
     beside: Option<Arc<str>>,
+    /// On whose account how many of its rows are.
+    accounts: SmallVec<[(TenantId, u32); 2]>,
 }
 
 impl Driver {
@@ -240,7 +243,7 @@ impl Driver {
             Message::Unloaded(model) => Event::Unloaded(model),
             Message::ModelDown(model) => Event::ModelDown(model),
             Message::Resident(bytes) => Event::Resident(bytes),
-            Message::Weight(tenant, weight) => Event::Weight(tenant, weight),
+            Message::Tenant(tenant, terms) => Event::Tenant(tenant, terms),
             Message::Submit(pending) => {
                 let request = pending.request;
                 self.telemetry.accepted.inc();
@@ -296,10 +299,15 @@ impl Driver {
 
     fn run(&self, core: &mut Core, step: Step) {
         let mut parts = Vec::with_capacity(step.requests.len());
-        let mut common = None;
+        let (mut common, mut accounts) = (None, SmallVec::<[(TenantId, u32); 2]>::new());
         for id in &step.requests {
             let pending = &core.pending[id];
             let Work::Once { rows, .. } = pending.request.work;
+            let tenant = pending.request.tenant;
+            match accounts.iter_mut().find(|(known, _)| *known == tenant) {
+                Some((_, sum)) => *sum += rows,
+                None => accounts.push((tenant, rows)),
+            }
             parts.push(Part { request: *id, rows: rows as usize, inputs: Arc::clone(&pending.inputs) });
             common.get_or_insert((Arc::clone(&pending.model), Arc::clone(&pending.outputs)));
         }
@@ -330,7 +338,7 @@ impl Driver {
         let mut running = core.steps.values();
         let beside = step.beside.and_then(|id| running.find(|begun| begun.model.id == id));
         let beside = beside.map(|begun| Arc::clone(&begun.model.spec.name));
-        core.steps.insert(step.id, Begun { model, step, beside });
+        core.steps.insert(step.id, Begun { model, step, beside, accounts });
     }
 
     /// Whether it was told to end.
@@ -395,7 +403,7 @@ mod tests {
         let shape =
             LaneShape { id: LaneId(7), cores: CoreSet::from_cores([0]), class: SchedulingClass::Idle };
         let policy = Policy::new(vec![shape], Limits::default(), Discipline::Quadrant);
-        let telemetry = Arc::new(Telemetry::new(Arc::new(Tenants::new(&BTreeMap::new()))));
+        let telemetry = Arc::new(Telemetry::new(Arc::new(Tenants::default())));
         let driver = Driver::new(Arc::clone(&clock) as Arc<dyn Clock>, policy, [LaneId(7)].into(), telemetry);
         let now = clock.now();
         // A step that never began: whoever worked this off would panic.

@@ -1,20 +1,23 @@
 //! What the protocols see of the node: find a model, submit a request, wait for its answer.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use quadrant_policy::TenantTerms;
 use quadrant_types::{
     Clock, Error, ErrorCode, Objective, Priority, RequestId, StepId, TenantId, Tensor, Time, Timing,
 };
 use tokio::sync::oneshot;
 
 use crate::driver::Driver;
+use crate::message::Message;
 use crate::orders::Wish;
 use crate::registry::Registry;
 use crate::telemetry::Telemetry;
-use crate::tenants::Tenants;
+use crate::tenants::{Tenant, TenantEntry, Tenants};
 use crate::{Explanation, IndexEntry, ModelEntry, StepRecord};
 
 /// A request with its payload, checked against the model's spec.
@@ -129,6 +132,53 @@ impl Handle {
         answer.await.unwrap_or_else(|_| Err(lost()))
     }
 
+    /// The tenant of this name, if there is or was one.
+    pub fn tenant_named(&self, name: &str) -> Option<TenantId> {
+        self.tenants.known(name)
+    }
+
+    /// The name of a tenant; empty for those who give none.
+    pub fn tenant_name(&self, tenant: TenantId) -> String {
+        self.tenants.name(tenant)
+    }
+
+    /// Takes these tenants in the place of those that were configured before, while everything runs.
+    pub fn set_tenants(&self, wanted: &BTreeMap<String, TenantTerms>) {
+        let before = self.tenants.configured();
+        for (tenant, terms) in self.tenants.set(wanted, |name| self.telemetry.tenant(name)) {
+            self.driver.post(Message::Tenant(tenant, terms));
+        }
+        let gone = before.iter().filter(|(_, tenant)| !wanted.contains_key(&tenant.name));
+        gone.for_each(|(_, tenant)| self.telemetry.tenant_gone(&tenant.name));
+    }
+
+    /// The configured tenants: what they may have, and what they use of it.
+    pub fn tenants(&self) -> Vec<TenantEntry> {
+        let entry = |(tenant, usage): (Arc<Tenant>, _)| TenantEntry {
+            name: tenant.name.clone(),
+            terms: tenant.terms,
+            usage,
+        };
+        self.driver.usage(&self.tenants).into_iter().map(entry).collect()
+    }
+
+    /// Whether it is known beforehand that the scheduler refuses whatever this tenant sends now, because it
+    /// said for how long it would. So what is sent in vain need not be read.
+    ///
+    /// # Errors
+    /// What the scheduler said.
+    pub fn may_send(&self, tenant: TenantId) -> Result<(), Error> {
+        let Some(tenant) = self.tenants.get(tenant) else { return Ok(()) };
+        let Some(error) = tenant.refusal(self.clock.now()) else { return Ok(()) };
+        tenant.metrics.failed(&error);
+        Err(error)
+    }
+
+    /// Counts a request of somebody who may not ask, by why.
+    pub fn record_denied(&self, why: &'static str) {
+        self.telemetry.denied(why);
+    }
+
     /// Hands a request to the scheduler. A refusal may come at once or through the response.
     ///
     /// # Errors
@@ -164,6 +214,11 @@ impl Handle {
         self.driver.slowest()
     }
 
+    /// The slowest of the requests of one tenant that are remembered, the slowest first.
+    pub fn slowest_of(&self, tenant: TenantId) -> Vec<Explanation> {
+        self.driver.slowest_of(tenant)
+    }
+
     /// The steps that are remembered, some thousand at most, in the order in which they ended; those after
     /// this one, if it is still among them.
     pub fn steps(&self, after: Option<StepId>) -> Vec<StepRecord> {
@@ -172,7 +227,7 @@ impl Handle {
 
     /// The metrics in Prometheus' text format 0.0.4.
     pub fn metrics(&self) -> String {
-        let snapshot = self.driver.snapshot(&self.registry);
+        let snapshot = self.driver.snapshot(&self.registry, &self.tenants);
         self.telemetry.render(&snapshot)
     }
 }

@@ -30,5 +30,7 @@ pub use handle::{Answer, Handle, Response, Submission};
 pub use measuring::measure;
 pub use node::{Node, StartError};
 pub use profiling::{ModelProfile, profile_models};
+pub use quadrant_policy::{TenantTerms, TenantUsage};
 pub use recorder::{Explanation, Overlap, RequestRecord, StepRecord};
 pub use registry::{IndexEntry, ModelEntry, ModelState};
+pub use tenants::TenantEntry;

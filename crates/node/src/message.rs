@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use quadrant_engine::{EngineError, LaneReport};
-use quadrant_policy::{Holding, Loaded, ModelTerms};
+use quadrant_policy::{Holding, Loaded, ModelTerms, TenantTerms};
 use quadrant_types::{Error, ErrorCode, ModelId, Request, RequestId, StepId, TenantId, Tensor, Timing};
 use tokio::sync::oneshot;
 
@@ -18,7 +18,7 @@ pub(crate) enum Message {
     Unloaded(ModelId),
     ModelDown(ModelId),
     Resident(u64),
-    Weight(TenantId, u32),
+    Tenant(TenantId, Option<TenantTerms>),
     Submit(Box<Pending>),
     Leave(RequestId),
     Report(LaneReport),

@@ -12,7 +12,6 @@ use quadrant_policy::{Discipline, LaneShape, Limits, MemoryBudget, Policy};
 use quadrant_types::{CoreSet, LaneId};
 
 use crate::driver::Driver;
-use crate::message::Message;
 use crate::registry::Registry;
 use crate::telemetry::Telemetry;
 use crate::tenants::Tenants;
@@ -76,7 +75,7 @@ impl Node {
             .map_err(|source| StartError::Repository { path: config.models_dir.clone(), source })?;
         let engines = engines(&config)?;
         let clock = Arc::clone(&engines.clock);
-        let tenants = Arc::new(Tenants::new(&config.weights));
+        let tenants = Arc::new(Tenants::default());
         let telemetry = Arc::new(Telemetry::new(Arc::clone(&tenants)));
         let lanes = lane_specs(config.cores, config.discipline, found.len());
         let shape = |lane: &LaneSpec| LaneShape { id: lane.id, cores: lane.cores, class: lane.class };
@@ -98,10 +97,8 @@ impl Node {
         let lane_error = |source| StartError::Lanes { cores, source };
         driver.adopt(lanes.iter().map(start).collect::<Result<_, _>>().map_err(lane_error)?);
         let registry = Arc::new(Registry::default());
-        for (tenant, weight) in tenants.weights() {
-            driver.post(Message::Weight(tenant, weight));
-        }
         let handle = Handle { clock: Arc::clone(&clock), driver, registry, telemetry, tenants };
+        handle.set_tenants(&config.tenants);
         let ticking = Arc::clone(&handle.driver);
         let ticker = spawn("ticker", move || ticking.run_ticker()).map_err(lane_error)?;
         let watched = handle.clone();

@@ -192,6 +192,14 @@ impl Recorder {
         self.slowest.iter().filter(lately).cloned().collect()
     }
 
+    /// The slowest of a tenant's requests that are remembered, the slowest first.
+    pub(crate) fn slowest_of(&self, tenant: TenantId) -> Vec<Explanation> {
+        let mut own: Vec<&RequestRecord> =
+            self.requests.iter().filter(|request| request.tenant == tenant).collect();
+        own.sort_by_key(|request| std::cmp::Reverse(latency(request)));
+        own.into_iter().take(SLOWEST_MAX).map(|request| self.explained(request)).collect()
+    }
+
     fn explained(&self, request: &RequestRecord) -> Explanation {
         let step = self.steps.iter().rev().find(|step| Some(step.id) == request.step).cloned();
         let timing = &request.timing;

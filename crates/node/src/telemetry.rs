@@ -6,22 +6,27 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use prometheus::core::Collector;
 use prometheus::{
     GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
 };
-use quadrant_types::{Ending, Error, LaneId, StepId, TenantId};
+use quadrant_policy::TenantUsage;
+use quadrant_types::{Ending, Error, LaneId, StepId, TenantId, Time};
 
 use crate::ModelEntry;
-use crate::tenants::Tenants;
+use crate::tenants::{Tenant, Tenants};
 
 mod memory;
 mod model;
+mod tenant;
 
 pub(crate) use memory::Memory;
 pub(crate) use model::ModelMetrics;
+pub(crate) use tenant::TenantMetrics;
+use tenant::{OTHERS, TenantFamilies};
 
 use memory::{ResidenceFamilies, gauge};
 
@@ -42,8 +47,9 @@ pub(crate) struct Telemetry {
     families: Families,
     pub(crate) accepted: IntCounter,
     pub(crate) ended: IntCounter,
-    tenants: IntCounterVec,
-    names: Arc<Tenants>,
+    tenant_families: TenantFamilies,
+    tenants: Arc<Tenants>,
+    denied: IntCounterVec,
     lanes_stalled: IntGauge,
     slowdown: GaugeVec,
     resident_bytes: IntGauge,
@@ -76,6 +82,8 @@ pub(crate) struct Snapshot {
     pub(crate) lanes_stalled: usize,
     /// How many times longer than usually steps take on each core.
     pub(crate) slowdowns: Vec<(usize, f64)>,
+    /// What tenants use of their quotas.
+    pub(crate) usage: Vec<(Arc<Tenant>, TenantUsage)>,
     pub(crate) violated: Option<&'static str>,
     pub(crate) memory: Memory,
 }
@@ -90,7 +98,7 @@ const STAGES: [(&str, &str); 5] = [
 ];
 
 impl Telemetry {
-    pub(crate) fn new(names: Arc<Tenants>) -> Self {
+    pub(crate) fn new(tenants: Arc<Tenants>) -> Self {
         let registry = Registry::new();
         let counter = |name: &str, help: &str| {
             keep(&registry, IntCounter::with_opts(Opts::new(name, help)).expect("the name is valid"))
@@ -102,18 +110,16 @@ impl Telemetry {
             families: Families::new(&registry),
             accepted: counter("quadrant_requests_accepted_total", "Requests that reached the scheduler"),
             ended: counter("quadrant_requests_ended_total", "Requests that ended, each exactly once"),
-            tenants: keep(
+            tenant_families: TenantFamilies::new(&registry),
+            tenants,
+            denied: keep(
                 &registry,
                 IntCounterVec::new(
-                    Opts::new(
-                        "quadrant_tenant_requests_total",
-                        "Requests of tenants that gave a name, by outcome",
-                    ),
-                    &["tenant", "outcome"],
+                    Opts::new("quadrant_denied_requests_total", "Requests without the right to ask, by why"),
+                    &["why"],
                 )
                 .expect("the name is valid"),
             ),
-            names,
             lanes_stalled: gauge("quadrant_lanes_stalled", "Lanes whose step runs far longer than predicted"),
             slowdown: keep(
                 &registry,
@@ -150,6 +156,9 @@ impl Telemetry {
             self.slowdown.with_label_values(&[core.to_string()]).set(*slowdown);
         }
         snapshot.memory.show(&self.memory, &snapshot.models);
+        for (tenant, usage) in &snapshot.usage {
+            self.tenant_families.show(&tenant.name, &tenant.terms, *usage);
+        }
         let resident = quadrant_sys::resident_bytes().unwrap_or(0);
         self.resident_bytes.set(gauge(resident));
         if let Some(invariant) = snapshot.violated {
@@ -159,15 +168,42 @@ impl Telemetry {
         TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
     }
 
+    /// The counters of one tenant.
+    pub(crate) fn tenant(&self, name: &str) -> TenantMetrics {
+        self.tenant_families.of(name)
+    }
+
+    /// A tenant is no more.
+    pub(crate) fn tenant_gone(&self, name: &str) {
+        self.tenant_families.forget(name);
+    }
+
     /// A request of a tenant ended.
-    pub(crate) fn tenant_ended(&self, tenant: TenantId, ending: &Ending) {
-        if tenant != TenantId::default() {
-            let outcome = match ending {
-                Ending::Completed => "completed",
-                Ending::Failed(error) => error.code.name(),
-            };
-            self.tenants.with_label_values(&[self.names.name(tenant).as_str(), outcome]).inc();
+    pub(crate) fn tenant_ended(&self, tenant: TenantId, ending: &Ending, now: Time) {
+        match self.tenants.get(tenant) {
+            Some(tenant) => {
+                tenant.metrics.ended(ending);
+                if let Ending::Failed(error) = ending {
+                    tenant.note_refusal(now, error);
+                }
+            }
+            None if tenant == TenantId::default() => {}
+            None => self.tenant_families.of(OTHERS).ended(ending),
         }
+    }
+
+    /// A step ran for so much processor time on this tenant's account.
+    pub(crate) fn tenant_used(&self, tenant: TenantId, core_time: Duration) {
+        match self.tenants.get(tenant) {
+            Some(tenant) => tenant.metrics.used(core_time),
+            None if tenant == TenantId::default() => {}
+            None => self.tenant_families.of(OTHERS).used(core_time),
+        }
+    }
+
+    /// Somebody asked who may not.
+    pub(crate) fn denied(&self, why: &str) {
+        self.denied.with_label_values(&[why]).inc();
     }
 
     pub(crate) fn lane_stalled(&self, lane: LaneId, step: StepId, model: Option<&str>) {
@@ -294,15 +330,13 @@ fn keep<T: Collector + Clone + 'static>(registry: &Registry, collector: T) -> T 
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use quadrant_types::{ErrorCode, Time, Timing};
 
     use super::*;
 
     #[test]
     fn names_and_labels_are_tritons() {
-        let telemetry = Telemetry::new(Arc::new(Tenants::new(&std::collections::BTreeMap::new())));
+        let telemetry = Telemetry::new(Arc::new(Tenants::default()));
         let metrics = telemetry.model("addsub", 1);
         metrics.completed(&Timing::default(), Time::from_nanos(3_000_000));
         metrics.failed(ErrorCode::Cancelled);
@@ -313,6 +347,7 @@ mod tests {
             queued: vec![],
             lanes_stalled: 0,
             slowdowns,
+            usage: vec![],
             violated: None,
             memory: Memory::default(),
         };

@@ -42,7 +42,7 @@ fn config(models_dir: &Path) -> Config {
         cores: CoreSet::from_cores([0]),
         onnxruntime: None,
         discipline: Discipline::Quadrant,
-        weights: BTreeMap::new(),
+        tenants: BTreeMap::new(),
         limits: Limits::default(),
         probe_budget: Duration::from_millis(20),
         profiles_dir: None,

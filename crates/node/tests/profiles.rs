@@ -25,7 +25,7 @@ fn config(folder: &Path) -> Config {
         cores: quadrant_sys::allowed_cores().unwrap(),
         onnxruntime: None,
         discipline: Discipline::Quadrant,
-        weights: BTreeMap::new(),
+        tenants: BTreeMap::new(),
         limits: Limits::default(),
         probe_budget: Duration::from_millis(30),
         program: None,

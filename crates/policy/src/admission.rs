@@ -38,6 +38,7 @@ impl Policy {
         actions: &mut Vec<Action>,
     ) -> Result<Plan, Error> {
         self.within_bounds(request)?;
+        self.quotas.check(now, request)?;
         let plan = self.plan(now, request);
         if plan.expires <= now {
             return Err(expired());

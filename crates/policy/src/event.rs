@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use quadrant_types::{
-    CoreSet, Ending, Error, LaneId, ModelId, Request, RequestId, SchedulingClass, StepId, TenantId, Time,
+    CoreSet, Ending, Error, LaneId, ModelId, Priority, Request, RequestId, SchedulingClass, StepId, TenantId,
+    Time,
 };
 use smallvec::SmallVec;
 
@@ -205,6 +206,52 @@ pub struct Loaded {
     pub took: Duration,
 }
 
+/// How often requests may come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestRate {
+    /// One in this time, on average.
+    pub every: Duration,
+    /// So many at once by whoever has not sent any for a while; at least 1.
+    pub burst: u32,
+}
+
+/// A tenant's place among the others, and what it may have at most. What is `None` has no bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TenantTerms {
+    /// Its share of best-effort time, relative to the others'; 1 for one never named.
+    pub weight: u32,
+    /// None of its requests counts as more important than this.
+    pub priority_max: Option<Priority>,
+    /// How often its requests are admitted.
+    pub requests: Option<RequestRate>,
+    /// Requests that were admitted and have not ended.
+    pub concurrency_max: Option<u32>,
+    /// Bytes of the inputs of those.
+    pub bytes_in_max: Option<u64>,
+    /// Its share of the time of all cores, in millionths.
+    pub device_ppm: Option<u32>,
+}
+
+impl Default for TenantTerms {
+    fn default() -> Self {
+        Self {
+            weight: 1,
+            priority_max: None,
+            requests: None,
+            concurrency_max: None,
+            bytes_in_max: None,
+            device_ppm: None,
+        }
+    }
+}
+
+impl TenantTerms {
+    /// Whether there is anything but a weight.
+    pub(crate) fn has_quotas(&self) -> bool {
+        *self != Self { weight: self.weight, ..Self::default() }
+    }
+}
+
 /// All that can happen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -225,8 +272,8 @@ pub enum Event {
     Unloaded(ModelId),
     /// So many bytes the operating system counts as the process's.
     Resident(u64),
-    /// This tenant's share of best-effort time, relative to the others'; 1 for one never named.
-    Weight(TenantId, u32),
+    /// A tenant has these terms from now on, or none any more: then it is like one never named.
+    Tenant(TenantId, Option<TenantTerms>),
     /// A request came.
     Arrived(Request),
     /// Nobody waits for this request any more.

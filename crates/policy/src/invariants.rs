@@ -15,7 +15,7 @@ impl Policy {
     /// The name of the first invariant that does not hold, if any. Costs time in proportion to what is
     /// live, so production asks only now and then.
     pub fn violated_invariant(&self) -> Option<&'static str> {
-        let checks: [Check; 10] = [
+        let checks: [Check; 12] = [
             (
                 "every live request waits in exactly one queue or runs in exactly one step",
                 Self::each_in_one_place,
@@ -32,6 +32,8 @@ impl Policy {
                 "reserved bytes are within the budget, and models are where the books say",
                 Self::memory_is_sound,
             ),
+            ("what a tenant holds is the sum of what its requests hold", Self::quotas_match),
+            ("no tenant has more requests at once than it may", Self::quotas_hold),
         ];
         checks.into_iter().find(|(_, holds)| !holds(self)).map(|(name, _)| name)
     }

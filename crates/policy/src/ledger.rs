@@ -9,6 +9,11 @@ use std::collections::BTreeMap;
 
 use quadrant_types::ModelId;
 
+use crate::{Limits, MemoryBudget};
+
+/// Inputs of requests may take this share of the memory at most.
+const TENSORS_DIVISOR: u64 = 4;
+
 /// What bytes are reserved for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Purpose {
@@ -34,6 +39,17 @@ impl Ledger {
     /// A space of `budget` bytes, none of them reserved.
     pub fn new(budget: u64) -> Self {
         Self { budget, reserved: BTreeMap::new(), sum: 0, unaccounted: 0 }
+    }
+
+    /// The books of these limits, and the limits as far as the books allow: inputs never take more than their
+    /// share of the memory.
+    pub(crate) fn within(limits: Limits) -> (Limits, Self) {
+        let MemoryBudget { bytes, process_bytes } = limits.memory;
+        let limits = Limits { bytes_in_max: limits.bytes_in_max.min(bytes / TENSORS_DIVISOR), ..limits };
+        let mut ledger = Self::new(bytes);
+        ledger.reserve_up_to(Purpose::Process, process_bytes);
+        ledger.reserve_up_to(Purpose::Tensors, limits.bytes_in_max);
+        (limits, ledger)
     }
 
     /// Bytes that there are.

@@ -25,6 +25,7 @@ mod load;
 mod loads;
 mod policy;
 mod queue;
+mod quota;
 mod residency;
 mod running;
 mod shares;
@@ -32,7 +33,8 @@ mod slowdown;
 
 pub use event::{
     Action, Cost, Discipline, Event, Eviction, Holding, LaneShape, Limits, Loaded, MemoryBudget, ModelTerms,
-    Requests, Residency, Step, StepOutcome, StepReport, Unmet,
+    RequestRate, Requests, Residency, Step, StepOutcome, StepReport, TenantTerms, Unmet,
 };
 pub use ledger::{Ledger, Purpose};
 pub use policy::Policy;
+pub use quota::TenantUsage;

@@ -117,11 +117,13 @@ impl Policy {
         self.expiries.insert((expires, request.id));
         self.bytes_in += bytes_in;
         self.queued += 1;
+        self.take_quota(now, &request);
         self.memory.change(request.model, |held| held.parked.insert(request.id));
     }
 
     fn may_park(&mut self, now: Time, request: &Request, expires: Time) -> Result<(), Error> {
         self.within_bounds(request)?;
+        self.quotas.check(now, request)?;
         let model = request.model;
         let held = self.memory.get(model).expect("its stage was just looked at");
         if held.closed {

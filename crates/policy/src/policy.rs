@@ -13,20 +13,17 @@ use crate::caution::Caution;
 use crate::demand::{Booking, Demand};
 use crate::fairness::{Fairness, Level};
 use crate::floor::Floor;
-use crate::ledger::{Ledger, Purpose};
+use crate::ledger::Ledger;
 use crate::load::Load;
 use crate::queue::{ModelQueue, OrderKey, Waiting};
+use crate::quota::Quotas;
 use crate::residency::Memory;
 use crate::running::Running;
 use crate::shares::Shares;
 use crate::slowdown::Slowdown;
 use crate::{
-    Action, Cost, Discipline, Event, LaneShape, Limits, MemoryBudget, ModelTerms, Requests, StepOutcome,
-    StepReport, Unmet,
+    Action, Cost, Discipline, Event, LaneShape, Limits, ModelTerms, Requests, StepOutcome, StepReport, Unmet,
 };
-
-/// Inputs of requests may take this share of the memory at most.
-const TENSORS_DIVISOR: u64 = 4;
 
 /// The scheduler of one domain.
 #[derive(Clone, Debug)]
@@ -49,6 +46,8 @@ pub struct Policy {
     pub(crate) ranked: BTreeSet<(Priority, OrderKey)>,
     /// Those that wait without.
     pub(crate) shares: Shares,
+    /// What tenants may have.
+    pub(crate) quotas: Quotas,
     pub(crate) floor: Floor,
     /// What is due by when.
     pub(crate) demand: Demand,
@@ -95,7 +94,7 @@ impl Policy {
         assert!(lanes.iter().all(|lane| !lane.cores.is_empty()), "a lane has at least one core");
         let cores = lanes.iter().fold(CoreSet::EMPTY, |cores, lane| cores.union(lane.cores));
         let floor = Floor::new(limits.best_effort_floor_permille, cores.len());
-        let (limits, ledger) = books(limits);
+        let (limits, ledger) = Ledger::within(limits);
         Self {
             discipline,
             limits,
@@ -108,6 +107,7 @@ impl Policy {
             heads: BTreeSet::new(),
             ranked: BTreeSet::new(),
             shares: Shares::default(),
+            quotas: Quotas::default(),
             floor,
             demand: Demand::new(limits.wait_max),
             expiries: BTreeSet::new(),
@@ -144,7 +144,7 @@ impl Policy {
             Event::LoadEnded(model, result) => self.load_ended(now, model, result, actions),
             Event::Unloaded(model) => self.unloaded(model),
             Event::Resident(bytes) => self.note_resident(bytes, actions),
-            Event::Weight(tenant, weight) => self.shares.set_weight(tenant, weight),
+            Event::Tenant(tenant, terms) => self.set_tenant(now, tenant, terms),
             Event::Arrived(request) => self.arrived(now, request, actions),
             Event::Left(request) => self.left(request, actions),
             Event::Ended(report) => self.ended(now, report, actions),
@@ -202,6 +202,7 @@ impl Policy {
     }
 
     fn arrived(&mut self, now: Time, request: Request, actions: &mut Vec<Action>) {
+        let request = self.quotas.bounded(request);
         if self.is_absent(now, request.model) {
             return self.arrived_for_absent(now, request, actions);
         }
@@ -209,6 +210,7 @@ impl Policy {
             Ok(plan) => {
                 let Work::Once { bytes_in, .. } = request.work;
                 self.bytes_in += bytes_in;
+                self.take_quota(now, &request);
                 self.let_in(now, request, plan);
             }
             Err(error) => actions.push(Action::End(request.id, Ending::Failed(error))),
@@ -323,6 +325,7 @@ impl Policy {
         let Work::Once { bytes_in, .. } = live.request.work;
         self.expiries.remove(&(live.plan.expires, id));
         self.bytes_in -= bytes_in;
+        self.quotas.ended(id, live.step.is_some(), self.cores.len());
         actions.push(Action::End(id, ending));
     }
 
@@ -370,22 +373,13 @@ impl Policy {
                 }
             }
         }
+        self.settle_quotas(now, &step, report.core_time);
     }
 
     /// What a step takes besides its own time.
     pub(crate) fn handoff(&self) -> Duration {
         self.load.handoff()
     }
-}
-
-/// The limits, and the books of the memory. Inputs never take more than their share of it.
-fn books(limits: Limits) -> (Limits, Ledger) {
-    let MemoryBudget { bytes, process_bytes } = limits.memory;
-    let limits = Limits { bytes_in_max: limits.bytes_in_max.min(bytes / TENSORS_DIVISOR), ..limits };
-    let mut ledger = Ledger::new(bytes);
-    ledger.reserve_up_to(Purpose::Process, process_bytes);
-    ledger.reserve_up_to(Purpose::Tensors, limits.bytes_in_max);
-    (limits, ledger)
 }
 
 pub(crate) fn unloaded() -> Error {

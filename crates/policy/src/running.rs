@@ -182,7 +182,7 @@ impl Policy {
     }
 
     /// Steps that have just become stalled.
-    pub(crate) fn newly_stalled(&self) -> Vec<StepId> {
+    fn newly_stalled(&self) -> Vec<StepId> {
         let over = |step: &Running| step.patience.is_some_and(|patience| step.progress >= patience);
         self.running.iter().filter(|step| over(step)).map(|step| step.id).collect()
     }
@@ -210,6 +210,7 @@ impl Policy {
         queue.doubt.note_learnt(now, step.predicted, actual);
     }
 
+    /// Ends the requests of steps that take far too long, and says so.
     pub(crate) fn mark_stalled(&mut self, actions: &mut Vec<Action>) {
         for id in self.newly_stalled() {
             let step = self.running.iter_mut().find(|step| step.id == id).expect("just found");

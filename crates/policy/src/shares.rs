@@ -37,6 +37,14 @@ impl Shares {
         self.weights.insert(tenant, weight.max(1));
     }
 
+    /// The tenant is like one never named. What of it waits is still served.
+    pub(crate) fn forget(&mut self, tenant: TenantId) {
+        self.weights.remove(&tenant);
+        if self.flows.get(&tenant).is_some_and(|flow| flow.waiting.is_empty()) {
+            self.flows.remove(&tenant);
+        }
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.waiting
     }
@@ -111,6 +119,18 @@ mod tests {
             shares.add(TenantId(u32::try_from(id % 2).unwrap()), Priority(1), RequestId(id));
         }
         assert_eq!(serve(&mut shares, 200, |id| u32::try_from(id.0 % 2).unwrap()), [50, 150, 0]);
+    }
+
+    #[test]
+    fn who_is_forgotten_leaves_nothing_but_what_waits() {
+        let mut shares = Shares::default();
+        shares.set_weight(TenantId(1), 3);
+        shares.add(TenantId(1), Priority(1), RequestId(1));
+        shares.forget(TenantId(1));
+        assert!(shares.weights.is_empty() && shares.len() == 1);
+        shares.remove(TenantId(1), Priority(1), RequestId(1));
+        shares.forget(TenantId(1));
+        assert!(shares.flows.is_empty() && shares.order.is_empty());
     }
 
     #[test]

@@ -12,10 +12,11 @@ use std::time::Duration;
 use proptest::prelude::*;
 use quadrant_policy::{
     Action, Cost, Discipline, Event, Eviction, Holding, LaneShape, Limits, Loaded, MemoryBudget, ModelTerms,
-    Policy, Residency, Step, StepOutcome, StepReport, Unmet,
+    Policy, Residency, Step, StepOutcome, StepReport, TenantTerms, TenantUsage, Unmet,
 };
 use quadrant_types::{
-    Error, ErrorCode, ModelId, Objective, Priority, Request, RequestId, ShapeId, StepId, TenantId, Time, Work,
+    Ending, Error, ErrorCode, ModelId, Objective, Priority, Reason, Request, RequestId, ShapeId, StepId,
+    TenantId, Time, Work,
 };
 
 use happening::{Happening, disciplines, happenings, lanes};
@@ -33,6 +34,8 @@ struct World {
     unloading: Vec<ModelId>,
     models: u32,
     drains: u32,
+    /// What each tenant may have at once, and how many of its requests are under way that were let in since.
+    concurrency_max: BTreeMap<TenantId, Option<u32>>,
     log: Vec<(Time, Action)>,
 }
 
@@ -59,14 +62,20 @@ impl World {
             unloading: Vec::new(),
             models: 0,
             drains: 0,
+            concurrency_max: BTreeMap::new(),
             log: Vec::new(),
         }
     }
 
     fn event(&mut self, event: Event) -> Result<(), TestCaseError> {
         let mut actions = Vec::new();
+        let arrived = if let Event::Arrived(request) = &event { Some(*request) } else { None };
+        let before = arrived.and_then(|request| self.policy.tenant_usage(self.now, request.tenant));
         self.policy.on_event(self.now, event, &mut actions);
         prop_assert_eq!(self.policy.violated_invariant(), None);
+        if let (Some(request), Some(before)) = (arrived, before) {
+            self.check_quota(&request, before, &actions)?;
+        }
         prop_assert!(self.policy.next_deadline().is_none_or(|time| time > self.now), "due in the past");
         for action in &actions {
             match action {
@@ -97,6 +106,40 @@ impl World {
         prop_assert!(self.ends.values().all(|count| *count <= 1), "ended twice: {:?}", self.ends);
         prop_assert!(self.ends.keys().all(|id| self.requests.contains_key(id)), "a stranger ended");
         self.log.extend(actions.into_iter().map(|action| (self.now, action)));
+        Ok(())
+    }
+
+    /// Who was let in had room, and who was told to wait may come when he was told to.
+    fn check_quota(
+        &self,
+        request: &Request,
+        before: TenantUsage,
+        actions: &[Action],
+    ) -> Result<(), TestCaseError> {
+        let ending = actions.iter().find_map(|action| match action {
+            Action::End(id, ending) if *id == request.id => Some(ending),
+            Action::End(..)
+            | Action::Run(_)
+            | Action::Load(_)
+            | Action::Unload(_)
+            | Action::LoadRefused(..)
+            | Action::LaneStalled(..)
+            | Action::LaneRecovered(_)
+            | Action::Drained => None,
+        });
+        let Some(after) = self.policy.tenant_usage(self.now, request.tenant) else { return Ok(()) };
+        let Some(Ending::Failed(error)) = ending else {
+            let most = self.concurrency_max.get(&request.tenant).copied().flatten();
+            prop_assert!(most.is_none_or(|most| after.requests <= most), "{after:?}");
+            prop_assert!(before.rate_wait.is_zero() && before.device_wait.is_zero(), "{before:?}");
+            return Ok(());
+        };
+        if matches!(error.reason, Some(Reason::TenantRequests | Reason::TenantDeviceTime)) {
+            let wait = error.retry_after.unwrap_or_default();
+            prop_assert_eq!(wait, before.rate_wait.max(before.device_wait));
+            let later = self.policy.tenant_usage(self.now + wait, request.tenant).unwrap_or_default();
+            prop_assert!(later.rate_wait.is_zero() && later.device_wait.is_zero(), "{later:?}");
+        }
         Ok(())
     }
 
@@ -165,6 +208,7 @@ impl World {
             Happening::LoadEnds { fails, bytes } => self.load_ends(fails, bytes),
             Happening::UnloadEnds(index) => self.unload_ends(index),
             Happening::Resident(bytes) => self.event(Event::Resident(bytes)),
+            Happening::Tenant(tenant, terms) => self.tenant(TenantId(tenant), terms),
             Happening::TickAtDeadline => {
                 let Some(deadline) = self.policy.next_deadline() else { return Ok(()) };
                 self.now = self.now.max(deadline);
@@ -172,6 +216,16 @@ impl World {
             }
             Happening::Drain => self.event(Event::Drain),
         }
+    }
+
+    /// A tenant comes, has other terms, or goes.
+    fn tenant(&mut self, tenant: TenantId, terms: Option<TenantTerms>) -> Result<(), TestCaseError> {
+        self.concurrency_max.insert(tenant, terms.and_then(|terms| terms.concurrency_max));
+        self.event(Event::Tenant(tenant, terms))?;
+        if terms.is_none() {
+            prop_assert_eq!(self.policy.tenant_usage(self.now, tenant), None, "nothing is left of it");
+        }
+        Ok(())
     }
 
     /// A model is forgotten, in whatever state.
@@ -214,7 +268,7 @@ impl World {
             step,
             began: self.now,
             ended: self.now,
-            core_time: Duration::ZERO,
+            core_time: Duration::from_micros(250),
             outcome,
         }))
     }
@@ -237,6 +291,10 @@ impl World {
         }
         prop_assert_eq!(self.ends.len(), self.requests.len(), "every request ends");
         prop_assert_eq!(self.drains, 1);
+        for tenant in (0..3).map(TenantId) {
+            let usage = self.policy.tenant_usage(self.now, tenant).unwrap_or_default();
+            prop_assert_eq!((usage.requests, usage.bytes_in), (0, 0), "all was given back");
+        }
         Ok(())
     }
 }

@@ -8,6 +8,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+use http::header::WWW_AUTHENTICATE;
 use http::{HeaderName, HeaderValue, StatusCode};
 use quadrant_types::{Error, ErrorCode};
 use tonic::Code;
@@ -24,6 +25,8 @@ const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(1);
 pub const fn http_status(code: ErrorCode) -> StatusCode {
     match code {
         ErrorCode::InvalidArgument => StatusCode::BAD_REQUEST,
+        ErrorCode::Unauthenticated => StatusCode::UNAUTHORIZED,
+        ErrorCode::PermissionDenied => StatusCode::FORBIDDEN,
         ErrorCode::NotFound => StatusCode::NOT_FOUND,
         ErrorCode::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         ErrorCode::Unsupported => StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -42,6 +45,8 @@ pub const fn http_status(code: ErrorCode) -> StatusCode {
 pub const fn grpc_code(code: ErrorCode) -> Code {
     match code {
         ErrorCode::InvalidArgument => Code::InvalidArgument,
+        ErrorCode::Unauthenticated => Code::Unauthenticated,
+        ErrorCode::PermissionDenied => Code::PermissionDenied,
         ErrorCode::NotFound => Code::NotFound,
         ErrorCode::TooLarge => Code::OutOfRange,
         ErrorCode::Unsupported => Code::Unimplemented,
@@ -58,6 +63,8 @@ pub(crate) fn retry_after_seconds(error: &Error) -> Option<u64> {
     let invites = match error.code {
         ErrorCode::ResourceExhausted | ErrorCode::Unavailable => true,
         ErrorCode::InvalidArgument
+        | ErrorCode::Unauthenticated
+        | ErrorCode::PermissionDenied
         | ErrorCode::NotFound
         | ErrorCode::TooLarge
         | ErrorCode::Unsupported
@@ -75,13 +82,19 @@ const REASON_HEADER: HeaderName = HeaderName::from_static("x-quadrant-reason");
 /// How long to wait before trying again, finer than the whole seconds of `Retry-After`.
 const RETRY_AFTER_MS_HEADER: HeaderName = HeaderName::from_static("retry-after-ms");
 
-/// What the scheduler says of its refusal, as headers or metadata.
-pub(crate) fn scheduling_headers(error: &Error) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
+/// How to say who one is.
+const CHALLENGE: HeaderValue = HeaderValue::from_static("Bearer realm=\"quadrant\"");
+
+/// What programs are told of a refusal, as headers or metadata: the scheduler's reason and its wait, and what
+/// is to be shown by whoever is not known.
+pub(crate) fn refusal_headers(error: &Error) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
+    let unknown = error.code == ErrorCode::Unauthenticated;
+    let challenge = unknown.then_some((WWW_AUTHENTICATE, CHALLENGE));
     let reason = error.reason.map(|reason| (REASON_HEADER, HeaderValue::from_static(reason.name())));
     let wait = error.retry_after.filter(|_| retry_after_seconds(error).is_some());
     let milliseconds = |wait: Duration| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1);
     let wait = wait.map(|wait| (RETRY_AFTER_MS_HEADER, HeaderValue::from(milliseconds(wait))));
-    reason.into_iter().chain(wait)
+    reason.into_iter().chain(wait).chain(challenge)
 }
 
 /// The message, cut where it becomes longer than an error has reason to be.
@@ -115,6 +128,8 @@ mod tests {
         let table = ErrorCode::ALL.map(|code| (http_status(code).as_u16(), grpc_code(code)));
         let expected = [
             (400, Code::InvalidArgument),
+            (401, Code::Unauthenticated),
+            (403, Code::PermissionDenied),
             (404, Code::NotFound),
             (413, Code::OutOfRange),
             (415, Code::Unimplemented),

@@ -23,11 +23,13 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use prost::Message;
+use quadrant_proto::inference::{ModelConfigRequest, ModelMetadataRequest, ModelReadyRequest};
 use quadrant_types::{Error, ErrorCode};
 use tokio::net::TcpListener;
 use tower_service::Service as _;
 
 use self::frame::{GrpcBody, Messages, framed};
+use crate::access::Caller;
 use crate::http::REQUEST_ID;
 use crate::listen::{Drained, Link, Protocol, listen};
 use crate::{Shared, errors};
@@ -113,39 +115,65 @@ async fn dispatch(
     };
     let handle = &shared.handle;
     match parts.uri.path() {
-        "/inference.GRPCInferenceService/ModelInfer" => infer::unary(shared, &parts.headers, messages).await,
-        "/inference.GRPCInferenceService/ModelStreamInfer" => {
-            infer::stream(shared, link, &parts.headers, messages)
-        }
         "/inference.GRPCInferenceService/ServerLive" => unary(shared, messages, inspect::live).await,
         "/inference.GRPCInferenceService/ServerReady" => {
             unary(shared, messages, |request| inspect::server_ready(handle, request)).await
         }
+        "/grpc.health.v1.Health/Check" => {
+            unary(shared, messages, |request| health::check(shared, &parts.headers, &request)).await
+        }
+        "/grpc.health.v1.Health/Watch" => health::watch(shared, link, &parts.headers, messages).await,
+        path => match Caller::of(shared, &parts.headers) {
+            Ok(caller) => called(shared, (link, &caller), (path, &parts.headers), messages).await,
+            Err(error) => error_response(&error),
+        },
+    }
+}
+
+/// What needs somebody who is known.
+async fn called(
+    shared: &Arc<Shared>,
+    (link, caller): (Link, &Caller),
+    (path, headers): (&str, &HeaderMap),
+    messages: Messages,
+) -> Response<GrpcBody> {
+    let handle = &shared.handle;
+    let may_use = |model: &str| caller.may_use(shared, model);
+    match path {
+        "/inference.GRPCInferenceService/ModelInfer" => infer::unary(shared, caller, headers, messages).await,
+        "/inference.GRPCInferenceService/ModelStreamInfer" => {
+            infer::stream(shared, (link, caller), headers, messages)
+        }
         "/inference.GRPCInferenceService/ModelReady" => {
-            unary(shared, messages, |request| inspect::model_ready(handle, &request)).await
+            unary(shared, messages, |request: ModelReadyRequest| {
+                may_use(&request.name).and_then(|()| inspect::model_ready(handle, &request))
+            })
+            .await
         }
         "/inference.GRPCInferenceService/ServerMetadata" => {
             unary(shared, messages, inspect::server_metadata).await
         }
         "/inference.GRPCInferenceService/ModelMetadata" => {
-            unary(shared, messages, |request| inspect::model_metadata(handle, &request)).await
+            unary(shared, messages, |request: ModelMetadataRequest| {
+                may_use(&request.name).and_then(|()| inspect::model_metadata(handle, &request))
+            })
+            .await
         }
         "/inference.GRPCInferenceService/ModelConfig" => {
-            unary(shared, messages, |request| inspect::model_config(handle, &request)).await
+            unary(shared, messages, |request: ModelConfigRequest| {
+                may_use(&request.name).and_then(|()| inspect::model_config(handle, &request))
+            })
+            .await
         }
         "/inference.GRPCInferenceService/RepositoryIndex" => {
-            unary(shared, messages, |request| inspect::repository_index(handle, &request)).await
+            unary(shared, messages, |request| inspect::repository_index(handle, caller, &request)).await
         }
         "/inference.GRPCInferenceService/RepositoryModelLoad" => {
-            change(shared, messages, repository::load).await
+            change(shared, caller, messages, repository::load).await
         }
         "/inference.GRPCInferenceService/RepositoryModelUnload" => {
-            change(shared, messages, repository::unload).await
+            change(shared, caller, messages, repository::unload).await
         }
-        "/grpc.health.v1.Health/Check" => {
-            unary(shared, messages, |request| health::check(handle, &request)).await
-        }
-        "/grpc.health.v1.Health/Watch" => health::watch(shared, link, messages).await,
         path => {
             let what = format!("`{path}` is not implemented; see the services that reflection lists");
             error_response(&Error::new(ErrorCode::Unsupported, what))
@@ -166,13 +194,14 @@ async fn unary<Q: Message + Default, R: Message>(
 }
 
 /// One small request whose answer takes a while.
-async fn change<Q: Message + Default, R: Message, A: Future<Output = Result<R, Error>>>(
+async fn change<Q: Message + Default, R: Message>(
     shared: &Arc<Shared>,
+    caller: &Caller,
     mut messages: Messages,
-    answer: impl FnOnce(Arc<Shared>, Q) -> A,
+    answer: impl AsyncFnOnce(&Shared, &Caller, Q) -> Result<R, Error>,
 ) -> Response<GrpcBody> {
     let result = match messages.only(shared).await.and_then(decoded) {
-        Ok(request) => answer(Arc::clone(shared), request).await,
+        Ok(request) => answer(shared, caller, request).await,
         Err(error) => Err(error),
     };
     match result {
@@ -209,7 +238,7 @@ fn status_headers(error: &Error) -> HeaderMap {
     if errors::to_status(error).add_header(&mut headers).is_err() {
         headers.insert("grpc-status", HeaderValue::from_static("13"));
     }
-    headers.extend(errors::scheduling_headers(error));
+    headers.extend(errors::refusal_headers(error));
     if let Some(seconds) = errors::retry_after_seconds(error) {
         headers.insert(http::header::RETRY_AFTER, HeaderValue::from(seconds));
     }

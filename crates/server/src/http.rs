@@ -9,12 +9,13 @@ pub(crate) mod explain;
 mod fields;
 mod models;
 mod pages;
-pub(crate) mod repository;
+mod repository;
 mod request;
 mod response;
 mod route;
 mod segments;
 mod steps;
+mod tenants;
 pub(crate) mod text;
 
 use std::convert::Infallible;
@@ -28,18 +29,19 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use quadrant_node::ModelEntry;
-use quadrant_types::{Error, ErrorCode, Time};
+use quadrant_types::{Error, ErrorCode, TenantId, Time};
 use tokio::net::TcpListener;
 
 use self::body::RequestReader;
-use self::repository::Change;
 use self::request::RequestBody;
 use self::response::JSON_LENGTH;
-use self::route::{Route, route};
+use self::route::{Page, Route, route};
 use self::segments::Segments;
+use crate::access::Caller;
 use crate::events::{self, Port};
 use crate::heavy::HEAVY_BYTES;
 use crate::listen::{Drained, Link, Protocol, listen};
+use crate::repository::Change;
 use crate::terms::Terms;
 use crate::wire::WireAnswer;
 use crate::{Shared, errors, infer, timing};
@@ -90,11 +92,12 @@ fn metrics(shared: &Shared, request: &Request<Incoming>) -> Response<Segments> {
         return method_not_allowed("GET");
     }
     if let Some(which) = request.uri().path().strip_prefix(explain::PATH) {
-        return explain::page(&shared.handle, which);
+        return explain::page(&shared.handle, which, request.uri().query());
     }
     match request.uri().path() {
         steps::PATH => return steps::page(&shared.handle, request.uri().query()),
         models::PATH => return models::page(&shared.handle),
+        tenants::PATH => return tenants::page(&shared.handle),
         _ => {}
     }
     if request.uri().path() != "/metrics" {
@@ -140,23 +143,35 @@ async fn dispatch(
         body::discard(&parts.headers, body).await;
         return method_not_allowed(allowed);
     }
+    if let Route::Page(page @ (Page::Live | Page::Ready)) = &route {
+        body::discard(&parts.headers, body).await;
+        return pages::health(&shared.handle, page);
+    }
+    // Before anything is read: a stranger's request costs no more than its headers.
+    let caller = match Caller::of(shared, &parts.headers) {
+        Ok(caller) => caller,
+        Err(error) => {
+            body::discard_some(&parts.headers, body).await;
+            return error_response(&error);
+        }
+    };
     match route {
         Route::Infer(model, version) => {
-            inference(shared, started, (&model, version), &parts.headers, body).await
+            inference(shared, (started, &caller), (&model, version), &parts.headers, body).await
         }
         Route::Repository(change, model) => {
-            match repository(shared, (change, &model), &parts.headers, body).await {
+            match repository(shared, &caller, (change, &model), &parts.headers, body).await {
                 Ok(response) => response,
                 Err(error) => error_response(&error),
             }
         }
-        Route::Index => match index(shared, &parts.headers, body).await {
+        Route::Index => match index(shared, &caller, &parts.headers, body).await {
             Ok(response) => response,
             Err(error) => error_response(&error),
         },
         Route::Page(page) => {
             body::discard(&parts.headers, body).await;
-            pages::page(&shared.handle, &page)
+            pages::page(shared, &caller, &page)
         }
     }
 }
@@ -164,19 +179,19 @@ async fn dispatch(
 /// Answers an inference request, and says so.
 async fn inference(
     shared: &Arc<Shared>,
-    started: Time,
+    (started, caller): (Time, &Caller),
     (model, version): (&str, Option<u64>),
     headers: &HeaderMap,
     body: &mut RequestReader,
 ) -> Response<Segments> {
-    let entry = match shared.handle.find(model, version) {
+    let entry = match caller.may_use(shared, model).and_then(|()| shared.handle.find(model, version)) {
         Ok(entry) => entry,
         Err(error) => {
             body::discard(headers, body).await;
             return reported(shared, started, model, headers, Err(error));
         }
     };
-    let result = match prepared(shared, &entry, headers, body).await {
+    let result = match prepared(shared, (&entry, caller.tenant()), headers, body).await {
         Ok(prepared) => respond(shared, started, headers, prepared).await,
         Err(error) => {
             entry.record_failure(&error);
@@ -211,11 +226,16 @@ fn reported(
 /// Reads the body and checks the request.
 async fn prepared(
     shared: &Arc<Shared>,
-    entry: &Arc<ModelEntry>,
+    (entry, tenant): (&Arc<ModelEntry>, TenantId),
     headers: &HeaderMap,
     body: &mut RequestReader,
 ) -> Result<infer::Prepared, Error> {
-    let checked = json_length(headers).and_then(|length| Ok((length, Terms::from_headers(shared, headers)?)));
+    let terms = Terms::from_headers(shared, headers, tenant);
+    let checked = json_length(headers).and_then(|length| {
+        let terms = terms?;
+        shared.handle.may_send(tenant)?;
+        Ok((length, terms))
+    });
     let (json_length, terms) = match checked {
         Ok(checked) => checked,
         Err(error) => {
@@ -264,22 +284,26 @@ async fn respond(
 
 async fn index(
     shared: &Arc<Shared>,
+    caller: &Caller,
     headers: &HeaderMap,
     body: &mut RequestReader,
 ) -> Result<Response<Segments>, Error> {
     let bytes = control_body(shared, headers, body).await?;
     let only_ready = pages::asks_for_ready(&bytes, shared.limits.json_depth_max)?;
-    Ok(pages::index(&shared.handle, only_ready))
+    Ok(pages::index(&shared.handle, caller, only_ready))
 }
 
 async fn repository(
     shared: &Arc<Shared>,
-    change: (Change, &str),
+    caller: &Caller,
+    (change, model): (Change, &str),
     headers: &HeaderMap,
     body: &mut RequestReader,
 ) -> Result<Response<Segments>, Error> {
     let bytes = control_body(shared, headers, body).await?;
-    repository::change(shared, change, &bytes).await
+    repository::check(change, &bytes, shared.limits.json_depth_max)?;
+    crate::repository::change(shared, caller, change, model).await?;
+    Ok(pages::empty())
 }
 
 /// A body that is small or refused.
@@ -302,7 +326,7 @@ fn error_response(error: &Error) -> Response<Segments> {
     if let Some(seconds) = errors::retry_after_seconds(error) {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
-    for (name, value) in errors::scheduling_headers(error) {
+    for (name, value) in errors::refusal_headers(error) {
         response.headers_mut().insert(name, value);
     }
     response

@@ -7,6 +7,8 @@
 //! hyper is used directly, without a router: the paths are few and known, and a request then costs no boxed
 //! future and no per-request layer.
 
+mod access;
+pub mod audit;
 mod budgeted;
 mod classify;
 mod deadline;
@@ -21,12 +23,14 @@ mod json;
 mod limits;
 mod listen;
 mod metadata;
+mod repository;
 mod shared;
 mod terms;
 mod timing;
 mod validate;
 mod wire;
 
+pub use access::{Caller, Grant, KeyHash};
 pub use errors::{grpc_code, http_status};
 pub use grpc::run_grpc;
 pub use http::{run_http, run_metrics};

@@ -1,8 +1,11 @@
 //! What all connections share: the way into the node, the limits, and the budgets that enforce them.
 
+use std::sync::{Arc, PoisonError, RwLock};
+
 use quadrant_node::Handle;
 use quadrant_types::IoBudget;
 
+use crate::access::{Access, Grant};
 use crate::heavy::HeavyWork;
 use crate::{Limits, LimitsError, NamedObjectives};
 
@@ -14,6 +17,8 @@ pub struct Shared {
     pub(crate) budget: IoBudget,
     pub(crate) heavy: HeavyWork,
     pub(crate) objectives: NamedObjectives,
+    /// Read by every request, and replaced as a whole.
+    access: RwLock<Arc<Access>>,
 }
 
 impl Shared {
@@ -25,7 +30,7 @@ impl Shared {
         let limits = limits.check()?;
         let budget = IoBudget::new(limits.in_flight_bytes_max);
         let (heavy, objectives) = (HeavyWork::new(), NamedObjectives::new());
-        Ok(Self { handle, limits, budget, heavy, objectives })
+        Ok(Self { handle, limits, budget, heavy, objectives, access: RwLock::default() })
     }
 
     /// The same with objectives that requests may refer to by name.
@@ -33,6 +38,17 @@ impl Shared {
     pub fn with_objectives(mut self, objectives: NamedObjectives) -> Self {
         self.objectives = objectives;
         self
+    }
+
+    /// From now on these tenants may ask, and nobody else; if there are none, everybody may. The node knows
+    /// them already.
+    pub fn grant(&self, grants: Vec<Grant>) {
+        let access = Arc::new(Access::new(grants, |name| self.handle.tenant(name)));
+        *self.access.write().unwrap_or_else(PoisonError::into_inner) = access;
+    }
+
+    pub(crate) fn access(&self) -> Arc<Access> {
+        Arc::clone(&self.access.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The bytes of request bodies held now, out of how many.

@@ -47,19 +47,21 @@ pub(crate) struct Terms {
 }
 
 impl Terms {
-    /// What the headers say.
+    /// What the headers say, of a request on this tenant's account.
     ///
     /// # Errors
     /// A time that is none, or an objective that is not configured.
-    pub(crate) fn from_headers(shared: &Shared, headers: &HeaderMap) -> Result<Self, Error> {
+    pub(crate) fn from_headers(
+        shared: &Shared,
+        headers: &HeaderMap,
+        tenant: TenantId,
+    ) -> Result<Self, Error> {
         let timeout = deadline::from_headers(headers)?;
         let timeout = timeout.into_iter().chain(shared.limits.request_timeout).min();
         let named = match text(headers, &OBJECTIVE_HEADERS)? {
             None => NamedObjective::default(),
             Some(name) => *shared.objectives.get(name).ok_or_else(|| unknown(name, &shared.objectives))?,
         };
-        let tenant =
-            text(headers, &TENANT_HEADERS)?.map(|name| shared.handle.tenant(name)).unwrap_or_default();
         Ok(Self { timeout, latency: named.latency, priority: named.priority, tenant })
     }
 
@@ -68,6 +70,14 @@ impl Terms {
         let left = |time: Option<Duration>| time.map(|time| time.saturating_sub(elapsed));
         Self { timeout: left(self.timeout), ..self }
     }
+}
+
+/// The tenant that a gateway names. Whether it is to be believed is for `access` to say.
+///
+/// # Errors
+/// It is no name.
+pub(crate) fn tenant_name(headers: &HeaderMap) -> Result<Option<&str>, Error> {
+    text(headers, &TENANT_HEADERS)
 }
 
 fn text<'a>(headers: &'a HeaderMap, names: &[HeaderName]) -> Result<Option<&'a str>, Error> {

@@ -5,6 +5,7 @@
 
 mod intake;
 mod memory;
+mod quotas;
 mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,11 +14,12 @@ use std::time::Duration;
 use quadrant_policy::{Action, Discipline, Event, LaneShape, Limits, ModelTerms, Step, StepOutcome, Unmet};
 use quadrant_types::{
     CoreSet, Ending, Error, ErrorCode, LaneId, ModelId, Objective, Reason, Request, RequestId,
-    SchedulingClass, StepId, Time, Work,
+    SchedulingClass, StepId, TenantId, Time, Work,
 };
 
 use crate::Scenario;
 use memory::Memory;
+use quotas::{Book, Part};
 
 /// Which invariant was broken, and how.
 pub(crate) type Broken = (&'static str, String);
@@ -32,6 +34,8 @@ pub(crate) struct Checker {
     models: BTreeMap<ModelId, ModelTerms>,
     memory: Memory,
     live: BTreeMap<RequestId, Known>,
+    /// Tenants with quotas.
+    books: BTreeMap<TenantId, Book>,
     over: BTreeSet<RequestId>,
     steps: BTreeMap<StepId, Begun>,
     stalled: BTreeSet<StepId>,
@@ -56,6 +60,8 @@ struct Known {
     place: Place,
     /// It was in a batch that failed.
     alone: bool,
+    /// It counts towards its tenant's quotas.
+    counted: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +75,8 @@ enum Place {
 #[derive(Clone, Debug)]
 struct Begun {
     requests: Vec<RequestId>,
+    /// Those that count towards quotas.
+    parts: Vec<Part>,
     lane: LaneShape,
     /// The time it had, not counting what a more urgent step on its core took,
     progress: Duration,
@@ -102,6 +110,7 @@ impl Checker {
             models: BTreeMap::new(),
             memory: Memory::new(scenario.limits.memory),
             live: BTreeMap::new(),
+            books: BTreeMap::new(),
             over: BTreeSet::new(),
             steps: BTreeMap::new(),
             stalled: BTreeSet::new(),
@@ -123,12 +132,12 @@ impl Checker {
         next_deadline: Option<Time>,
     ) -> Result<(), Broken> {
         self.pace(now);
-        let ended = self.take_in(event);
+        let ended = self.take_in(now, event);
         for action in actions {
             match action {
                 Action::End(id, ending) => self.end(now, *id, ending, event, &ended)?,
                 Action::Run(step) => {
-                    self.let_in()?;
+                    self.let_in(now)?;
                     self.begin(now, step)?;
                 }
                 Action::LaneStalled(lane, step) => self.stall(*lane, *step)?,
@@ -136,7 +145,7 @@ impl Checker {
                     hold("a lane recovers when its stalled step ends", ended.stalled == Some(*lane), &lane)?;
                 }
                 Action::Load(model) => {
-                    self.let_in()?;
+                    self.let_in(now)?;
                     self.memory.load(*model)?;
                 }
                 Action::Unload(model) => self.unload(*model)?,
@@ -147,7 +156,7 @@ impl Checker {
                 }
             }
         }
-        self.let_in()?;
+        self.let_in(now)?;
         self.settled(now, next_deadline)
     }
 
@@ -172,13 +181,20 @@ impl Checker {
         self.over.insert(id);
         self.owed.remove(&id);
         let at_the_door = known.place == Place::AtTheDoor;
+        if at_the_door && matches!(ending, Ending::Failed(error) if error.reason == Some(Reason::Shed)) {
+            // It was let in, and given up in the same event.
+            self.admit(now, &known)?;
+        }
         let of_ended_step = ended.requests.contains(&id);
         let has_cause = match ending {
             Ending::Completed => of_ended_step && ended.outcome == Some(StepOutcome::Completed),
             Ending::Failed(error) => match error.code {
                 ErrorCode::Cancelled => *event == Event::Left(id),
                 ErrorCode::DeadlineExceeded if error.reason == Some(Reason::Expired) => known.expires <= now,
-                ErrorCode::DeadlineExceeded => self.may_be_refused(&known, error, at_the_door),
+                ErrorCode::TooLarge => at_the_door && self.quota_is_used_up(now, &known, error),
+                ErrorCode::DeadlineExceeded | ErrorCode::ResourceExhausted => {
+                    self.may_be_refused(now, &known, error, at_the_door)
+                }
                 ErrorCode::Internal => {
                     let failed = matches!(ended.outcome, Some(StepOutcome::Failed(_)));
                     self.stuck_now.contains(&id) || (of_ended_step && failed && ended.requests.len() == 1)
@@ -188,10 +204,10 @@ impl Checker {
                         || self.memory.may_fail(known.request.model, event)
                         || (at_the_door && self.draining)
                 }
-                ErrorCode::ResourceExhausted => self.may_be_refused(&known, error, at_the_door),
                 ErrorCode::InvalidArgument
+                | ErrorCode::Unauthenticated
+                | ErrorCode::PermissionDenied
                 | ErrorCode::NotFound
-                | ErrorCode::TooLarge
                 | ErrorCode::Unsupported => false,
             },
         };
@@ -199,7 +215,7 @@ impl Checker {
         hold_or("every ending has its cause", has_cause, detail)
     }
 
-    fn may_be_refused(&self, known: &Known, error: &Error, at_the_door: bool) -> bool {
+    fn may_be_refused(&self, now: Time, known: &Known, error: &Error, at_the_door: bool) -> bool {
         let terms = self.models.get(&known.request.model);
         let refuses = terms.is_none_or(|terms| terms.unmet == Unmet::Refuse);
         match error.reason {
@@ -209,6 +225,12 @@ impl Checker {
             // Refused with the numbers; which they are is the scheduler's to know.
             Some(Reason::MemoryFull) => self.memory.is_absent(known.request.model),
             Some(Reason::DeadlineUnmeetable) if self.memory.is_absent(known.request.model) => at_the_door,
+            Some(
+                Reason::TenantRequests
+                | Reason::TenantConcurrency
+                | Reason::TenantBytes
+                | Reason::TenantDeviceTime,
+            ) => at_the_door && self.quota_is_used_up(now, known, error),
             Some(Reason::DeadlineUnmeetable) => {
                 at_the_door && known.has_deadline() && refuses && self.discipline == Discipline::Quadrant
             }
@@ -258,7 +280,8 @@ impl Checker {
         if lane.class == SchedulingClass::Idle {
             patience *= 10;
         }
-        let begun = Begun { requests: step.requests.to_vec(), lane, progress: Duration::ZERO, patience };
+        let (requests, parts) = (step.requests.to_vec(), Self::parts(&members, step.rows));
+        let begun = Begun { requests, parts, lane, progress: Duration::ZERO, patience };
         self.steps.insert(id, begun);
         self.began_now.extend(&step.requests);
         Ok(())

@@ -2,13 +2,15 @@
 //! is wanted, how requests come. An experiment is played at many loads and under several disciplines; each
 //! run is an ordinary [`Scenario`].
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use quadrant_policy::{Cost, Discipline, LaneShape, Limits, ModelTerms, Unmet};
+use quadrant_policy::{Cost, Discipline, LaneShape, Limits, ModelTerms, TenantTerms, Unmet};
 use quadrant_types::{CoreSet, LaneId, Priority, SchedulingClass, Time};
 
 use crate::{
-    Arrivals, Faults, ModelPlan, Range, Report, Scenario, Traffic, Truth, Unsteady, Violation, run_unchecked,
+    Arrivals, Faults, ModelPlan, Range, Report, Scenario, TenantChange, Traffic, Truth, Unsteady, Violation,
+    run_unchecked,
 };
 
 /// How long a run goes on after its last arrival, so that everything ends.
@@ -25,6 +27,8 @@ pub struct Experiment {
     pub limits: Limits,
     /// What is served.
     pub models: Vec<Served>,
+    /// Who asks, by name, and what each may have. The first has number 1; 0 is who gives no name.
+    pub tenants: Vec<(String, TenantTerms)>,
 }
 
 /// A model, what is true of it, and what is promised for it.
@@ -48,6 +52,8 @@ pub struct Served {
     pub delay_max: Duration,
     /// What a request takes besides waiting and its step: reading, handing over, writing.
     pub overhead: Duration,
+    /// Whose its requests are, by their places among the tenants, with their shares; nobody's if empty.
+    pub tenants: Vec<(usize, f64)>,
 }
 
 /// What a run showed, in the figures that are compared.
@@ -88,12 +94,15 @@ impl Experiment {
         let last = arrivals.iter().flatten().max().map_or(Time::ZERO, at);
         let plan = |(index, model): (usize, &Served)| {
             let times = arrivals.get(index).map_or(&[][..], Vec::as_slice).iter().map(at).collect();
-            self.model_plan(discipline, index, model, Arrivals::At(times))
+            self.model_plan(discipline, index, model, times)
         };
         Scenario {
             lanes: self.lanes(discipline),
             discipline,
-            weights: Vec::new(),
+            tenants: (1..)
+                .zip(&self.tenants)
+                .map(|(tenant, (_, terms))| has_from_the_start(tenant, *terms))
+                .collect(),
             limits: self.limits,
             models: self.models.iter().enumerate().map(plan).collect(),
             unsteady: self.unsteady,
@@ -147,7 +156,7 @@ impl Experiment {
         discipline: Discipline,
         index: usize,
         model: &Served,
-        arrivals: Arrivals,
+        times: Vec<Time>,
     ) -> ModelPlan {
         let widths: Vec<usize> = match discipline {
             Discipline::Quadrant if model.wide && self.cores > 1 => vec![1, self.cores],
@@ -158,12 +167,13 @@ impl Experiment {
         let cost =
             |(rows, width)| Cost { rows, width, beside: false, time: model.truth.time(rows, width, 0) };
         let costs = rows.flat_map(|rows| widths.iter().map(move |width| (rows, *width))).map(cost).collect();
-        let traffic = Traffic {
+        let traffic = |(tenant, times): (u32, Vec<Time>)| Traffic {
             objective: model.objective.map(Range::only),
             hard: false,
             priority: Range::only(model.priority.0),
             submit_delay: Range::only(model.overhead),
-            ..Traffic::plain(arrivals)
+            tenant,
+            ..Traffic::plain(Arrivals::At(times))
         };
         ModelPlan {
             terms: ModelTerms {
@@ -181,7 +191,32 @@ impl Experiment {
             holding: None,
             load_fails: 0.0,
             truth: model.truth.clone(),
-            traffic: vec![traffic],
+            traffic: divided(index, model, times).into_iter().map(traffic).collect(),
         }
     }
+}
+
+fn has_from_the_start(tenant: u32, terms: TenantTerms) -> TenantChange {
+    TenantChange { at: Time::ZERO, tenant, terms: Some(terms) }
+}
+
+/// The arrivals of each tenant: each is one's by a draw of its own, so that a Poisson process gives Poisson
+/// processes.
+fn divided(index: usize, model: &Served, times: Vec<Time>) -> Vec<(u32, Vec<Time>)> {
+    let Some(((last, _), others)) = model.tenants.split_last() else { return vec![(0, times)] };
+    let sum: f64 = model.tenants.iter().map(|(_, share)| share).sum();
+    let mut random = fastrand::Rng::with_seed(index as u64);
+    let number = |place: usize| u32::try_from(place + 1).unwrap_or(0);
+    let mut parts: BTreeMap<u32, Vec<Time>> =
+        model.tenants.iter().map(|(place, _)| (number(*place), Vec::new())).collect();
+    for time in times {
+        let mut point = random.f64() * sum;
+        let chosen = others.iter().find(|(_, share)| {
+            point -= share;
+            point < 0.0
+        });
+        let place = chosen.map_or(*last, |(place, _)| *place);
+        parts.entry(number(place)).or_default().push(time);
+    }
+    parts.into_iter().collect()
 }

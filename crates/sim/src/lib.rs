@@ -17,6 +17,7 @@ mod random;
 mod report;
 mod scenario;
 mod simulation;
+mod tenants;
 mod turnover;
 mod workload;
 
@@ -24,4 +25,5 @@ pub use experiment::{Experiment, Outcome, Served};
 pub use report::{LogHash, ModelReport, Report, Span};
 pub use scenario::{Arrivals, Faults, ModelPlan, Range, Scenario, Traffic, Truth, Unsteady};
 pub use simulation::{Scheduler, Violation, policy, run, run_unchecked, run_with};
+pub use tenants::{TenantChange, TenantReport};
 pub use turnover::{Crowd, Guest};

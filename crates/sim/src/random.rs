@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use quadrant_policy::{
-    Cost, Discipline, Eviction, Holding, LaneShape, Limits, MemoryBudget, ModelTerms, Residency, Unmet,
+    Cost, Discipline, Eviction, Holding, LaneShape, Limits, MemoryBudget, ModelTerms, RequestRate, Residency,
+    TenantTerms, Unmet,
 };
-use quadrant_types::{CoreSet, LaneId, SchedulingClass, Time};
+use quadrant_types::{CoreSet, LaneId, Priority, SchedulingClass, Time};
 
-use crate::{Arrivals, Faults, ModelPlan, Range, Scenario, Traffic, Truth, Unsteady};
+use crate::{Arrivals, Faults, ModelPlan, Range, Scenario, TenantChange, Traffic, Truth, Unsteady};
 
 /// Memory for some of the models, if requests bring little.
 const SMALL_MEMORY: MemoryBudget = MemoryBudget { bytes: 1_000, process_bytes: 100 };
@@ -40,7 +41,7 @@ impl Scenario {
         Self {
             lanes,
             discipline,
-            weights: (0..3).map(|_| draw.u32(1..=5)).collect(),
+            tenants: random_tenants(draw),
             limits,
             models,
             unsteady: random_unsteadiness(draw),
@@ -79,6 +80,37 @@ fn give_own_lanes(lanes: &mut Vec<LaneShape>, models: &mut [ModelPlan]) {
         ids.take(models.len()).map(|id| LaneShape { id, cores, class: SchedulingClass::Urgent }).collect();
     for (model, lane) in models.iter_mut().zip(lanes) {
         model.terms.lane = Some(lane.id);
+    }
+}
+
+/// Three tenants of four have terms; some of them change, and some are gone after a while.
+fn random_tenants(random: &mut fastrand::Rng) -> Vec<TenantChange> {
+    let mut changes = Vec::new();
+    let with_quotas = random.bool();
+    for tenant in 0..3 {
+        let terms = Some(random_terms(random, with_quotas));
+        changes.push(TenantChange { at: Time::ZERO, tenant, terms });
+        if with_quotas && random.f64() < 0.3 {
+            let terms = (random.f64() < 0.7).then(|| random_terms(random, true));
+            changes.push(TenantChange { at: time(random.u64(0..=SPAN_US)), tenant, terms });
+        }
+    }
+    changes
+}
+
+fn random_terms(random: &mut fastrand::Rng, with_quotas: bool) -> TenantTerms {
+    let weight = random.u32(1..=5);
+    if !with_quotas {
+        return TenantTerms { weight, ..TenantTerms::default() };
+    }
+    let rate = RequestRate { every: us(random.u64(100..=20_000)), burst: random.u32(1..=8) };
+    TenantTerms {
+        weight,
+        priority_max: random.bool().then(|| Priority(random.u32(0..=4))),
+        requests: random.bool().then_some(rate),
+        concurrency_max: random.bool().then(|| random.u32(1..=8)),
+        bytes_in_max: random.bool().then(|| random.u64(1..=200)),
+        device_ppm: random.bool().then(|| random.u32(100..=300_000)),
     }
 }
 

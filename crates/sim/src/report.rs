@@ -6,11 +6,15 @@ use std::time::Duration;
 
 use quadrant_types::{Ending, LaneId, Objective, Request, Time};
 
+use crate::TenantReport;
+
 /// The result of a run in which everything held.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
     /// In the order of the scenario.
     pub models: Vec<ModelReport>,
+    /// By their numbers, in a scenario that names any.
+    pub tenants: BTreeMap<u32, TenantReport>,
     /// What ran where, for the first steps of the run.
     pub spans: Vec<Span>,
     /// Core time in which a step ran.
@@ -69,10 +73,7 @@ impl ModelReport {
 
     /// The latency that this share of the completed requests stayed within; zero if there was none.
     pub fn latency(&self, share: f64) -> Duration {
-        let last = self.latencies.len().saturating_sub(1);
-        // The product lies between zero and `last`, so the conversion cannot lose anything but a fraction.
-        let index = (last as f64 * share.clamp(0.0, 1.0)).ceil() as usize;
-        self.latencies.get(index).copied().unwrap_or_default()
+        share_of(&self.latencies, share)
     }
 
     /// Rows of a step on average; zero if there was none.
@@ -121,6 +122,14 @@ impl ModelReport {
     pub(crate) fn finish(&mut self) {
         self.latencies.sort_unstable();
     }
+}
+
+/// The value that this share of sorted ones stay within; zero if there is none.
+pub(crate) fn share_of(sorted: &[Duration], share: f64) -> Duration {
+    let last = sorted.len().saturating_sub(1);
+    // The product lies between zero and `last`, so the conversion cannot lose anything but a fraction.
+    let index = (last as f64 * share.clamp(0.0, 1.0)).ceil() as usize;
+    sorted.get(index).copied().unwrap_or_default()
 }
 
 impl fmt::Display for Report {

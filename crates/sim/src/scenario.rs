@@ -8,6 +8,8 @@ use std::time::Duration;
 use quadrant_policy::{Discipline, Holding, LaneShape, Limits, ModelTerms};
 use quadrant_types::{Priority, Time};
 
+use crate::TenantChange;
+
 /// One whole experiment.
 #[derive(Clone, Debug)]
 pub struct Scenario {
@@ -17,8 +19,8 @@ pub struct Scenario {
     pub discipline: Discipline,
     /// The scheduler's bounds.
     pub limits: Limits,
-    /// The weights of tenants 0, 1, and so on.
-    pub weights: Vec<u32>,
+    /// What tenants may have, and when that changes.
+    pub tenants: Vec<TenantChange>,
     /// What is served; the first has [`quadrant_types::ModelId`] 0.
     pub models: Vec<ModelPlan>,
     /// How the speed of its cores varies.

@@ -13,6 +13,7 @@ use crate::agenda::Agenda;
 use crate::checker::Checker;
 use crate::device::Device;
 use crate::report::Span;
+use crate::tenants::Tally;
 use crate::workload::{self, Sent};
 use crate::{LogHash, ModelReport, Report, Scenario};
 
@@ -123,6 +124,7 @@ struct Simulation<'a, S> {
     now: Time,
     actions: Vec<Action>,
     models: Vec<ModelReport>,
+    tenants: Tally,
     spans: Vec<Span>,
     events: u64,
     log_hash: LogHash,
@@ -133,8 +135,8 @@ impl<'a, S: Scheduler> Simulation<'a, S> {
         let mut random = fastrand::Rng::with_seed(seed);
         let sent = workload::draw(scenario, &mut random.fork());
         let mut agenda = Agenda::default();
-        for (tenant, weight) in (0..).map(TenantId).zip(&scenario.weights) {
-            agenda.plan(Time::ZERO, Event::Weight(tenant, *weight));
+        for change in &scenario.tenants {
+            agenda.plan(change.at, Event::Tenant(TenantId(change.tenant), change.terms));
         }
         for (model, plan) in (0..).map(ModelId).zip(&scenario.models) {
             let Some(holding) = plan.holding else {
@@ -167,6 +169,7 @@ impl<'a, S: Scheduler> Simulation<'a, S> {
             now: Time::ZERO,
             actions: Vec::new(),
             models: vec![ModelReport::default(); scenario.models.len()],
+            tenants: Tally::new(!scenario.tenants.is_empty()),
             spans: Vec::new(),
             events: 0,
             log_hash: LogHash::default(),
@@ -232,6 +235,7 @@ impl<'a, S: Scheduler> Simulation<'a, S> {
                 let request = self.sent[self.arrived].request;
                 self.arrived += 1;
                 self.models[request.model.0 as usize].arrive(&request);
+                self.tenants.arrive(&request);
                 return Some(Event::Arrived(request));
             }
         }
@@ -241,6 +245,7 @@ impl<'a, S: Scheduler> Simulation<'a, S> {
     fn end_step(&mut self) -> Option<Event> {
         let ended = self.device.end(self.now)?;
         let report = ended.report;
+        self.tenants.used(report.step, report.core_time);
         if self.spans.len() < SPANS_MAX {
             let (lane, began, ended_at) = (ended.lane.id, report.began, report.ended);
             self.spans.push(Span { lane, model: ended.model, began, ended: ended_at });
@@ -260,6 +265,7 @@ impl<'a, S: Scheduler> Simulation<'a, S> {
                 Action::Run(step) => {
                     let model = step.model.0 as usize;
                     self.device.begin(self.now, step, &self.scenario.models[model], &self.sent)?;
+                    self.tenants.begin(step, &self.sent);
                     self.models[model].steps += 1;
                     self.models[model].rows += u64::from(step.rows);
                 }
@@ -298,6 +304,7 @@ impl<'a, S: Scheduler> Simulation<'a, S> {
         let sent = usize::try_from(id.0).ok().and_then(|index| self.sent.get(index));
         if let Some(Sent { request, .. }) = sent {
             self.models[request.model.0 as usize].end(request, ending, self.now);
+            self.tenants.end(request, ending, self.now);
         }
     }
 
@@ -311,6 +318,7 @@ impl<'a, S: Scheduler> Simulation<'a, S> {
         self.models.iter_mut().for_each(ModelReport::finish);
         Report {
             models: self.models,
+            tenants: self.tenants.finish(),
             spans: self.spans,
             busy: self.device.busy,
             events: self.events,

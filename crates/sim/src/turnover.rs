@@ -108,7 +108,7 @@ impl Crowd {
             lanes: lanes.collect(),
             discipline: Discipline::Quadrant,
             limits,
-            weights: Vec::new(),
+            tenants: Vec::new(),
             models: self.guests.iter().enumerate().map(plan).collect(),
             unsteady: Unsteady::NONE,
             faults: Faults::NONE,

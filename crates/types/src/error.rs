@@ -23,6 +23,10 @@ pub enum Fault {
 pub enum ErrorCode {
     /// Malformed, or does not fit the model.
     InvalidArgument,
+    /// It is not said who asks, or nobody knows him.
+    Unauthenticated,
+    /// Whoever asks may not ask for this.
+    PermissionDenied,
     /// No such model, version or path.
     NotFound,
     /// The request or its answer is above a size limit.
@@ -43,8 +47,10 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// Every code, for tables and metrics.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::InvalidArgument,
+        Self::Unauthenticated,
+        Self::PermissionDenied,
         Self::NotFound,
         Self::TooLarge,
         Self::Unsupported,
@@ -59,6 +65,8 @@ impl ErrorCode {
     pub const fn name(self) -> &'static str {
         match self {
             Self::InvalidArgument => "invalid_argument",
+            Self::Unauthenticated => "unauthenticated",
+            Self::PermissionDenied => "permission_denied",
             Self::NotFound => "not_found",
             Self::TooLarge => "too_large",
             Self::Unsupported => "unsupported",
@@ -73,9 +81,13 @@ impl ErrorCode {
     /// Whose fault it is.
     pub const fn fault(self) -> Fault {
         match self {
-            Self::InvalidArgument | Self::NotFound | Self::TooLarge | Self::Unsupported | Self::Cancelled => {
-                Fault::Client
-            }
+            Self::InvalidArgument
+            | Self::Unauthenticated
+            | Self::PermissionDenied
+            | Self::NotFound
+            | Self::TooLarge
+            | Self::Unsupported
+            | Self::Cancelled => Fault::Client,
             Self::ResourceExhausted | Self::Unavailable | Self::DeadlineExceeded => Fault::Capacity,
             Self::Internal => Fault::Server,
         }
@@ -100,11 +112,19 @@ pub enum Reason {
     BytesFull,
     /// The memory of the device is spoken for.
     MemoryFull,
+    /// Its tenant asks more often than it may.
+    TenantRequests,
+    /// Its tenant has as many requests under way as it may.
+    TenantConcurrency,
+    /// Its tenant has as many bytes of inputs in flight as it may.
+    TenantBytes,
+    /// Its tenant has used up its share of the device.
+    TenantDeviceTime,
 }
 
 impl Reason {
     /// Every reason, for tables and metrics.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 11] = [
         Self::DeadlineUnmeetable,
         Self::Shed,
         Self::Expired,
@@ -112,6 +132,10 @@ impl Reason {
         Self::ServerFull,
         Self::BytesFull,
         Self::MemoryFull,
+        Self::TenantRequests,
+        Self::TenantConcurrency,
+        Self::TenantBytes,
+        Self::TenantDeviceTime,
     ];
 
     /// The machine-readable name, as in headers and metric labels.
@@ -124,6 +148,10 @@ impl Reason {
             Self::ServerFull => "server_full",
             Self::BytesFull => "bytes_full",
             Self::MemoryFull => "memory_full",
+            Self::TenantRequests => "tenant_requests",
+            Self::TenantConcurrency => "tenant_concurrency",
+            Self::TenantBytes => "tenant_bytes",
+            Self::TenantDeviceTime => "tenant_device_time",
         }
     }
 }

@@ -33,8 +33,8 @@ id!(
     LaneId(u16), "l"
 );
 id!(
-    /// Whoever shares the device with others: best-effort work is divided among tenants by weight.
-    /// Interned by the shell; 0 is everybody who does not say who he is.
+    /// Whoever shares the device with others: best-effort work is divided among tenants by weight, and each
+    /// may have quotas. Interned by the shell; 0 is everybody who does not say who he is.
     TenantId(u32), "t"
 );
 id!(

@@ -116,6 +116,14 @@ impl Mix {
         })
     }
 
+    /// A server with everybody's objective and these tenants.
+    pub(super) fn serve_with_tenants(&self, tenants: &str, calibration: &Calibration) -> Result<Server> {
+        self.start("tenants", tenants.to_owned(), |name| {
+            let objective = calibration.of(name).map_or(0.0, |model| model.objective_ms);
+            format!("latency_objective_ms = {objective:.3}\n")
+        })
+    }
+
     fn start(&self, label: &str, head: String, model: impl Fn(&str) -> String) -> Result<Server> {
         let mut text = head;
         writeln!(text, "[device]\nonnxruntime = \"{}\"", self.library.display())?;

@@ -37,6 +37,29 @@ pub(super) fn of(cells: &[Cell]) -> String {
             ));
         }
     }
+    if cells.iter().any(|cell| !cell.tenants.is_empty()) {
+        add(format!(
+            "\n{:<10}{:>6} {:<20}{:>11}{:>12}{:>10}{:>10}{:>10}  {}",
+            "policy", "load", "tenant", "asked/s", "answered/s", "device", "p50 ms", "p99 ms", "not answered"
+        ));
+    }
+    for (cell, tenant) in cells.iter().flat_map(|cell| cell.tenants.iter().map(move |tenant| (cell, tenant)))
+    {
+        let failures: Vec<String> =
+            tenant.failures.iter().map(|(why, count)| format!("{why} {count}")).collect();
+        add(format!(
+            "{:<10}{:>6.2} {:<20}{:>11.1}{:>12.1}{:>10.4}{:>10.2}{:>10.2}  {}",
+            cell.policy,
+            cell.load,
+            tenant.name,
+            tenant.asked_per_second,
+            tenant.answered_per_second,
+            tenant.device_share,
+            tenant.p50_ms,
+            tenant.p99_ms,
+            failures.join(", ")
+        ));
+    }
     text
 }
 

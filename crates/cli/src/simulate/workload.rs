@@ -11,6 +11,8 @@ use quadrant_traffic::{FunctionTrace, Process, Replay, arrivals};
 use quadrant_types::Priority;
 use serde::Deserialize;
 
+use super::tenants::{self, WrittenTenant};
+
 /// Models like those of the demo, on two cores.
 pub(super) const EXAMPLE: &str = include_str!("example.toml");
 
@@ -50,6 +52,8 @@ struct Written {
     best_effort_floor: Option<f64>,
     arrivals: WrittenArrivals,
     unsteady: Option<WrittenUnsteady>,
+    #[serde(default)]
+    tenants: BTreeMap<String, WrittenTenant>,
     models: Vec<WrittenModel>,
 }
 
@@ -100,6 +104,8 @@ struct WrittenModel {
     share: f64,
     #[serde(default)]
     delay_ms: f64,
+    #[serde(default)]
+    tenants: BTreeMap<String, f64>,
 }
 
 fn sixty() -> f64 {
@@ -127,7 +133,11 @@ impl Workload {
         let floor = written.best_effort_floor.unwrap_or(0.05);
         within("best_effort_floor", floor, (0.0, 0.9))?;
         let names: Vec<&str> = written.models.iter().map(|model| model.name.as_str()).collect();
-        let models = written.models.iter().map(|model| served(model, &names));
+        let tenants = tenants::tenants(&written.tenants)?;
+        let models = written.models.iter().map(|model| {
+            let shares = tenants::shares(&model.tenants, &tenants);
+            Ok(Served { tenants: shares.with_context(within_model(model))?, ..served(model, &names)? })
+        });
         let models = models.collect::<Result<Vec<_>>>()?;
         let limits = Limits {
             queued_requests_max: usize::MAX,
@@ -143,6 +153,7 @@ impl Workload {
                 unsteady: written.unsteady.as_ref().map_or(Ok(Unsteady::NONE), unsteady)?,
                 limits,
                 models,
+                tenants,
             },
             seconds: written.seconds,
             seed: written.seed,
@@ -263,7 +274,7 @@ fn served(written: &WrittenModel, names: &[&str]) -> Result<Served> {
         ensure!((1..=4_096).contains(&written.rows_max), "`rows_max` must be from 1 to 4096");
         Ok(())
     };
-    check().with_context(|| format!("model `{}`", written.name))?;
+    check().with_context(within_model(written))?;
     let ms = |value: f64| Duration::from_secs_f64(value / 1e3);
     let truth = Truth {
         step_cost: ms(written.step_ms),
@@ -286,7 +297,13 @@ fn served(written: &WrittenModel, names: &[&str]) -> Result<Served> {
         share: written.share,
         delay_max: ms(written.delay_ms),
         overhead: ms(written.overhead_ms),
+        tenants: Vec::new(),
     })
+}
+
+fn within_model(written: &WrittenModel) -> impl FnOnce() -> String {
+    let name = written.name.clone();
+    move || format!("model `{name}`")
 }
 
 /// How much longer beside each model, or nothing if none was given.
@@ -295,7 +312,7 @@ fn beside(written: &WrittenModel, names: &[&str]) -> Vec<f64> {
     if written.beside.is_empty() { Vec::new() } else { names.iter().map(factor).collect() }
 }
 
-fn within(name: &str, value: f64, (least, most): (f64, f64)) -> Result<()> {
+pub(super) fn within(name: &str, value: f64, (least, most): (f64, f64)) -> Result<()> {
     ensure!((least..=most).contains(&value), "`{name}` must be from {least} to {most}, not `{value}`");
     Ok(())
 }

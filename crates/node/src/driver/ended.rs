@@ -35,7 +35,7 @@ impl Driver {
         let now = self.clock.now();
         core.recorder.request(RequestRecord::new(&pending, &ending, now));
         pending.model.metrics.ended(&pending.request, &ending, now);
-        self.telemetry.tenant_ended(pending.request.tenant, &ending);
+        self.telemetry.tenant_ended(pending.request.tenant, &ending, now);
         let result = match ending {
             Ending::Completed => {
                 pending.model.metrics.completed(&pending.timing, now);

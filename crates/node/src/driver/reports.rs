@@ -17,7 +17,11 @@ impl Driver {
     pub(super) fn take_report(&self, core: &mut Core, report: LaneReport) -> StepReport {
         let LaneReport { step, began, gathered, computed, scattered, result, core_time, .. } = report;
         let begun = core.steps.remove(&step).expect("only running steps are reported");
-        let Begun { model, step: step_plan, beside } = begun;
+        let Begun { model, step: step_plan, beside, accounts } = begun;
+        for (tenant, rows) in accounts {
+            let part = f64::from(rows) / f64::from(step_plan.rows.max(1));
+            self.telemetry.tenant_used(tenant, core_time.mul_f64(part));
+        }
         let mut real = computed.since(began);
         if let Some(lane) = core.lanes.get(&step_plan.lane) {
             let (cores, class) = (lane.spec().cores, lane.spec().class);

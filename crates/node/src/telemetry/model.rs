@@ -86,6 +86,8 @@ impl ModelMetrics {
             ErrorCode::Cancelled => 1,
             ErrorCode::Internal => 2,
             ErrorCode::InvalidArgument
+            | ErrorCode::Unauthenticated
+            | ErrorCode::PermissionDenied
             | ErrorCode::NotFound
             | ErrorCode::TooLarge
             | ErrorCode::Unsupported => 3,

@@ -1,8 +1,10 @@
 //! What may happen to a scheduler: anything, in any order.
 
+use std::time::Duration;
+
 use proptest::prelude::*;
-use quadrant_policy::{Discipline, LaneShape};
-use quadrant_types::{CoreSet, LaneId, SchedulingClass};
+use quadrant_policy::{Discipline, LaneShape, RequestRate, TenantTerms};
+use quadrant_types::{CoreSet, LaneId, Priority, SchedulingClass};
 
 /// One thing to happen; numbers are taken modulo what there is.
 #[derive(Clone, Debug)]
@@ -29,6 +31,7 @@ pub(crate) enum Happening {
         demotes: bool,
     },
     Down(u32),
+    Tenant(u32, Option<TenantTerms>),
     Known {
         bytes: u64,
         load_ms: u64,
@@ -70,6 +73,9 @@ fn happening() -> impl Strategy<Value = Happening> {
         8 => (any::<usize>(), any::<bool>()).prop_map(|(index, fails)| Happening::StepEnds { index, fails }),
         2 => up,
         1 => (0..4_u32).prop_map(Happening::Down),
+        2 => (0..3_u32, proptest::option::weighted(0.8, tenant_terms())).prop_map(
+            |(tenant, terms)| Happening::Tenant(tenant, terms)
+        ),
         3 => known(),
         1 => (0..4_u32).prop_map(Happening::LoadWanted),
         1 => (0..4_u32).prop_map(Happening::UnloadWanted),
@@ -85,6 +91,25 @@ fn known() -> impl Strategy<Value = Happening> {
     let idle = proptest::option::of(100..3_000_u64);
     (10..160_u64, 0..4_u64, any::<bool>(), idle).prop_map(|(bytes, load_ms, pinned, idle_us)| {
         Happening::Known { bytes, load_ms, pinned: pinned && bytes < 80, idle_us }
+    })
+}
+
+/// What a tenant may have; all of it so little that it is met.
+fn tenant_terms() -> impl Strategy<Value = TenantTerms> {
+    let some = proptest::option::of::<proptest::strategy::BoxedStrategy<u64>>;
+    let parts = (some((0..4_u64).boxed()), some((1..2_000_u64).boxed()), some((1..4_u64).boxed()));
+    let more = (some((1..20_u64).boxed()), some((100..400_000_u64).boxed()), 1..4_u32);
+    (parts, more).prop_map(|((priority, every_us, concurrency), (bytes_in_max, ppm, burst))| {
+        let every = every_us.map(Duration::from_micros);
+        let small = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+        TenantTerms {
+            weight: burst,
+            priority_max: priority.map(|priority| Priority(small(priority))),
+            requests: every.map(|every| RequestRate { every, burst }),
+            concurrency_max: concurrency.map(small),
+            bytes_in_max,
+            device_ppm: ppm.map(small),
+        }
     })
 }
 

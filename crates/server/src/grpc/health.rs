@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream;
-use http::Response;
+use http::{HeaderMap, Response};
 use quadrant_node::Handle;
 use quadrant_types::{Error, ErrorCode};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 use crate::Shared;
+use crate::access::Caller;
 use crate::grpc::frame::{GrpcBody, Messages, framed};
 use crate::grpc::{SERVICE, decoded, error_response, success};
 use crate::listen::Link;
@@ -21,9 +22,12 @@ use crate::listen::Link;
 /// How often a watched status is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
+/// This service.
+const HEALTH: &str = "grpc.health.v1.Health";
+
 fn status(handle: &Handle, service: &str) -> Option<ServingStatus> {
     let is_serving = match service {
-        "" | SERVICE | "grpc.health.v1.Health" => handle.is_ready(),
+        "" | SERVICE | HEALTH => handle.is_ready(),
         model => match handle.find(model, None) {
             Ok(_) => true,
             Err(_) if handle.index().iter().any(|line| line.name == model) => false,
@@ -36,10 +40,23 @@ fn status(handle: &Handle, service: &str) -> Option<ServingStatus> {
 /// The present status.
 ///
 /// # Errors
-/// There is nothing of this name.
-pub(crate) fn check(handle: &Handle, request: &HealthCheckRequest) -> Result<HealthCheckResponse, Error> {
+/// There is nothing of this name, or it is not the caller's business.
+pub(crate) fn check(
+    shared: &Shared,
+    headers: &HeaderMap,
+    request: &HealthCheckRequest,
+) -> Result<HealthCheckResponse, Error> {
+    may_know(shared, headers, &request.service)?;
     let unknown = || Error::new(ErrorCode::NotFound, format!("service `{}` is not known", request.service));
-    status(handle, &request.service).map(message).ok_or_else(unknown)
+    status(&shared.handle, &request.service).map(message).ok_or_else(unknown)
+}
+
+/// How the server is, everybody may know; how a model is, whoever may use it.
+fn may_know(shared: &Shared, headers: &HeaderMap, service: &str) -> Result<(), Error> {
+    match service {
+        "" | SERVICE | HEALTH => Ok(()),
+        model => Caller::of(shared, headers)?.may_use(shared, model),
+    }
 }
 
 fn message(status: ServingStatus) -> HealthCheckResponse {
@@ -47,8 +64,17 @@ fn message(status: ServingStatus) -> HealthCheckResponse {
 }
 
 /// The status now, and again whenever it changes, until the client or the server ends.
-pub(crate) async fn watch(shared: &Arc<Shared>, link: Link, mut messages: Messages) -> Response<GrpcBody> {
-    let request: HealthCheckRequest = match messages.only(shared).await.and_then(decoded) {
+pub(crate) async fn watch(
+    shared: &Arc<Shared>,
+    link: Link,
+    headers: &HeaderMap,
+    mut messages: Messages,
+) -> Response<GrpcBody> {
+    let received = messages.only(shared).await.and_then(decoded);
+    let allowed = received.and_then(|request: HealthCheckRequest| {
+        may_know(shared, headers, &request.service).map(|()| request)
+    });
+    let request = match allowed {
         Ok(request) => request,
         Err(error) => return error_response(&error),
     };

@@ -14,6 +14,7 @@ use quadrant_proto::inference::infer_parameter::ParameterChoice;
 use quadrant_proto::inference::{InferParameter, ModelInferRequest};
 use quadrant_types::{Error, ErrorCode, Shape, Time};
 
+use crate::access::Caller;
 use crate::budgeted::exhausted;
 use crate::events::{self, Port};
 use crate::grpc::frame::{GrpcBody, HEAD_BYTES, Messages, Ranges, head};
@@ -35,13 +36,18 @@ const STREAM_REQUESTS_MAX: usize = 16;
 /// One request, one answer.
 pub(crate) async fn unary(
     shared: &Arc<Shared>,
+    caller: &Caller,
     headers: &HeaderMap,
     mut messages: Messages,
 ) -> Response<GrpcBody> {
     let started = shared.handle.now();
-    let terms = Terms::from_headers(shared, headers);
-    let answered = match (messages.only(shared).await, terms) {
-        (Ok(message), Ok(terms)) => one(shared, message, terms).await,
+    // What is refused whatever it is need not be read.
+    let received = match shared.handle.may_send(caller.tenant()) {
+        Ok(()) => messages.only(shared).await,
+        Err(error) => Err(error),
+    };
+    let answered = match (received, Terms::from_headers(shared, headers, caller.tenant())) {
+        (Ok(message), Ok(terms)) => one(shared, message, caller, terms).await,
         (Err(error), _) | (_, Err(error)) => Err((String::new(), error)),
     };
     let (model, result) = match answered {
@@ -74,17 +80,19 @@ pub(crate) async fn unary(
 }
 
 /// Each request of a stream is answered by one message, in order; what is wrong with a request is said in its
-/// message, what is wrong with the stream ends it.
+/// message, what is wrong with the stream ends it. A stream may be open for days, so who asks is looked up
+/// again for every request.
 pub(crate) fn stream(
     shared: &Arc<Shared>,
-    link: Link,
+    (link, caller): (Link, &Caller),
     headers: &HeaderMap,
     messages: Messages,
 ) -> Response<GrpcBody> {
-    let terms = match Terms::from_headers(shared, headers) {
+    let terms = match Terms::from_headers(shared, headers, caller.tenant()) {
         Ok(terms) => terms,
         Err(error) => return error_response(&error),
     };
+    let headers = Arc::new(headers.clone());
     let opened = shared.handle.now();
     let requests =
         stream::unfold((Arc::clone(shared), messages, Some(link)), |(shared, mut messages, link)| async {
@@ -99,16 +107,27 @@ pub(crate) fn stream(
         });
     let shared = Arc::clone(shared);
     let answers = requests.map(move |message| {
-        let shared = Arc::clone(&shared);
-        async move { streamed(&shared, opened, terms, message?).await }
+        let (shared, headers) = (Arc::clone(&shared), Arc::clone(&headers));
+        async move { streamed(&shared, &headers, (opened, terms), message?).await }
     });
     success(GrpcBody::stream(Box::pin(answers.buffered(STREAM_REQUESTS_MAX))))
 }
 
 /// One answer of a stream. The deadline of the call is that of the whole stream.
-async fn streamed(shared: &Arc<Shared>, opened: Time, terms: Terms, message: Bytes) -> Result<Ranges, Error> {
+async fn streamed(
+    shared: &Arc<Shared>,
+    headers: &HeaderMap,
+    (opened, terms): (Time, Terms),
+    message: Bytes,
+) -> Result<Ranges, Error> {
     let elapsed = shared.handle.now().since(opened);
-    let answered = one(shared, message, terms.after(elapsed)).await;
+    let answered = match Caller::of(shared, headers) {
+        Ok(caller) => {
+            let terms = Terms { tenant: caller.tenant(), ..terms.after(elapsed) };
+            one(shared, message, &caller, terms).await
+        }
+        Err(error) => Err((String::new(), error)),
+    };
     let error = match answered.map(|answer| encoded_in_stream(&answer)) {
         Ok(Ok(ranges)) => return Ok(ranges),
         Ok(Err(error)) | Err((_, error)) => error,
@@ -121,16 +140,22 @@ async fn streamed(shared: &Arc<Shared>, opened: Time, terms: Terms, message: Byt
 }
 
 /// Checks and runs one request; an error comes with the model's name.
-async fn one(shared: &Arc<Shared>, message: Bytes, terms: Terms) -> Result<WireAnswer, (String, Error)> {
+async fn one(
+    shared: &Arc<Shared>,
+    message: Bytes,
+    caller: &Caller,
+    terms: Terms,
+) -> Result<WireAnswer, (String, Error)> {
     let arrived = shared.handle.now();
     let unnamed = |error| (String::new(), error);
     let needed = weight::decoding_bytes(&message).map_err(unnamed)?;
     let lease = shared.budget.lease(needed).map_err(|error| unnamed(exhausted(&error)))?;
     let is_heavy = needed > HEAVY_BYTES;
-    let shared_there = Arc::clone(shared);
+    let (shared_there, caller) = (Arc::clone(shared), caller.clone());
     let work = move || {
         let request: ModelInferRequest = decoded(message)?;
-        let prepared = prepare(&shared_there, &request, arrived, terms);
+        let allowed = caller.may_use(&shared_there, &request.model_name);
+        let prepared = allowed.and_then(|()| prepare(&shared_there, &request, arrived, terms));
         drop(lease);
         Ok((prepared, request.model_name))
     };

@@ -13,6 +13,7 @@ use quadrant_proto::inference::{
 };
 use quadrant_types::{Dim, Error, TensorSpec};
 
+use crate::access::Caller;
 use crate::metadata::{self, EXTENSIONS, SERVER_NAME, SERVER_VERSION};
 
 /// The model of this name and version text; empty stands for any version.
@@ -109,9 +110,12 @@ pub(crate) fn model_config(
 #[expect(clippy::unnecessary_wraps, reason = "every call has this shape")]
 pub(crate) fn repository_index(
     handle: &Handle,
+    caller: &Caller,
     request: &RepositoryIndexRequest,
 ) -> Result<RepositoryIndexResponse, Error> {
-    let lines = handle.index().into_iter().filter(|line| !request.ready || line.state == ModelState::Ready);
+    let wanted =
+        |line: &IndexEntry| caller.sees(&line.name) && (!request.ready || line.state == ModelState::Ready);
+    let lines = handle.index().into_iter().filter(wanted);
     let line = |line: IndexEntry| {
         let state = metadata::state(&line).to_owned();
         ModelIndex { name: line.name, version: line.version, state, reason: line.reason }

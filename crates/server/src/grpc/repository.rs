@@ -1,7 +1,5 @@
 //! Loading and unloading models by name, as Triton's clients ask for it.
 
-use std::sync::Arc;
-
 use quadrant_proto::inference::{
     RepositoryModelLoadRequest, RepositoryModelLoadResponse, RepositoryModelUnloadRequest,
     RepositoryModelUnloadResponse,
@@ -9,23 +7,26 @@ use quadrant_proto::inference::{
 use quadrant_types::Error;
 
 use crate::Shared;
-use crate::http::repository::{Change, refused};
+use crate::access::Caller;
+use crate::repository::{Change, change, refused};
 
 pub(crate) async fn load(
-    shared: Arc<Shared>,
+    shared: &Shared,
+    caller: &Caller,
     request: RepositoryModelLoadRequest,
 ) -> Result<RepositoryModelLoadResponse, Error> {
     check(Change::Load, request.parameters.keys())?;
-    shared.handle.load_model(&request.model_name).await?;
+    change(shared, caller, Change::Load, &request.model_name).await?;
     Ok(RepositoryModelLoadResponse {})
 }
 
 pub(crate) async fn unload(
-    shared: Arc<Shared>,
+    shared: &Shared,
+    caller: &Caller,
     request: RepositoryModelUnloadRequest,
 ) -> Result<RepositoryModelUnloadResponse, Error> {
     check(Change::Unload, request.parameters.keys())?;
-    shared.handle.unload_model(&request.model_name).await?;
+    change(shared, caller, Change::Unload, &request.model_name).await?;
     Ok(RepositoryModelUnloadResponse {})
 }
 

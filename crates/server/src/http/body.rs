@@ -48,6 +48,9 @@ impl RequestReader {
 /// Bytes of a refused body that are read and thrown away, so that the client comes to read the refusal.
 const DISCARD_BYTES_MAX: usize = 128 << 20;
 
+/// The same of a stranger's.
+const STRANGER_BYTES_MAX: usize = 1 << 20;
+
 /// How long that may take.
 const DISCARD_TIME_MAX: Duration = Duration::from_secs(2);
 
@@ -126,6 +129,15 @@ async fn receive(shared: &Shared, body: &mut RequestReader, aligned_at: usize) -
 /// Reads what is left of a refused body, within bounds. A client that sends without reading would otherwise
 /// see its connection reset instead of the refusal. One that asked first was told not to send.
 pub(crate) async fn discard(headers: &HeaderMap, body: &mut RequestReader) {
+    discard_up_to(headers, body, DISCARD_BYTES_MAX).await;
+}
+
+/// The same for somebody who is not known: as much as a well-meaning client is likely to have sent by then.
+pub(crate) async fn discard_some(headers: &HeaderMap, body: &mut RequestReader) {
+    discard_up_to(headers, body, STRANGER_BYTES_MAX).await;
+}
+
+async fn discard_up_to(headers: &HeaderMap, body: &mut RequestReader, bytes_max: usize) {
     if headers.contains_key(EXPECT) || body.is_over {
         return;
     }
@@ -133,7 +145,7 @@ pub(crate) async fn discard(headers: &HeaderMap, body: &mut RequestReader) {
         let mut discarded = 0_usize;
         while let Ok(Some(data)) = body.next().await {
             discarded += data.len();
-            if discarded > DISCARD_BYTES_MAX {
+            if discarded > bytes_max {
                 return;
             }
         }

@@ -8,6 +8,7 @@ use quadrant_types::{Error, ErrorCode, RequestId};
 use crate::http::error_response;
 use crate::http::fields::Fields;
 use crate::http::response::json;
+use crate::http::route::decoded;
 use crate::http::segments::Segments;
 use crate::http::text::push_list;
 
@@ -22,11 +23,18 @@ pub(crate) fn header(id: RequestId) -> HeaderValue {
     HeaderValue::from(id.0)
 }
 
-/// The page of a request, or of the slowest.
-pub(crate) fn page(handle: &Handle, which: &str) -> Response<Segments> {
+/// The page of a request, or of the slowest: of all, or with `tenant=NAME` of one tenant.
+pub(crate) fn page(handle: &Handle, which: &str, query: Option<&str>) -> Response<Segments> {
     let mut out = Vec::new();
+    let write = |out: &mut Vec<u8>, explanation: &Explanation| write(out, handle, explanation);
     if which == "slowest" {
-        push_list(&mut out, &handle.slowest(), write);
+        let tenant = query.and_then(|query| query.strip_prefix("tenant="));
+        let tenant = tenant.and_then(decoded).map(|name| handle.tenant_named(&name));
+        let slowest = match tenant {
+            None => handle.slowest(),
+            Some(tenant) => tenant.map(|tenant| handle.slowest_of(tenant)).unwrap_or_default(),
+        };
+        push_list(&mut out, &slowest, write);
         return json(out);
     }
     let number = which.parse().map_err(|_| {
@@ -50,13 +58,17 @@ pub(crate) fn page(handle: &Handle, which: &str) -> Response<Segments> {
     }
 }
 
-fn write(out: &mut Vec<u8>, explanation: &Explanation) {
+fn write(out: &mut Vec<u8>, handle: &Handle, explanation: &Explanation) {
     let Explanation { request, step, waited_for, beside, preempted_by } = explanation;
     let timing = &request.timing;
     let ran = step.is_some();
     let mut fields = Fields::begin(out);
     fields.number("request", request.id.0);
     fields.text("model", &request.model);
+    let tenant = handle.tenant_name(request.tenant);
+    if !tenant.is_empty() {
+        fields.text("tenant", &tenant);
+    }
     fields.text("outcome", request.outcome);
     if let Some(reason) = request.reason {
         fields.text("reason", reason.name());

@@ -5,6 +5,8 @@ use http::{HeaderValue, Response, StatusCode};
 use quadrant_node::{Handle, IndexEntry, ModelEntry, ModelState};
 use quadrant_types::{Error, TensorSpec};
 
+use crate::Shared;
+use crate::access::Caller;
 use crate::http::error_response;
 use crate::http::response::json;
 use crate::http::route::Page;
@@ -13,19 +15,30 @@ use crate::http::text::{push_integer, push_list, push_string};
 use crate::json::Cursor;
 use crate::metadata::{self, EXTENSIONS, SERVER_NAME, SERVER_VERSION};
 
-/// A page as it is now.
-pub(crate) fn page(handle: &Handle, page: &Page<'_>) -> Response<Segments> {
+/// Whether the server is alive or ready, which everybody may know.
+pub(crate) fn health(handle: &Handle, page: &Page<'_>) -> Response<Segments> {
+    let mut response = empty();
+    if *page == Page::Ready && !handle.is_ready() {
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    response
+}
+
+/// A page as it is now, for this caller.
+pub(crate) fn page(shared: &Shared, caller: &Caller, page: &Page<'_>) -> Response<Segments> {
+    let handle = &shared.handle;
+    let asked = match page {
+        Page::Model(name, _) | Page::ModelConfig(name, _) | Page::ModelReady(name, _) => Some(name),
+        Page::Live | Page::Ready | Page::Server | Page::Models => None,
+    };
+    if let Some(Err(error)) = asked.map(|name| caller.may_use(shared, name)) {
+        return error_response(&error);
+    }
     match page {
-        Page::Live => empty(),
-        Page::Ready if handle.is_ready() => empty(),
-        Page::Ready => {
-            let mut response = empty();
-            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
-            response
-        }
+        Page::Live | Page::Ready => health(handle, page),
         Page::Server => json(server()),
-        Page::Models => json(models(&handle.index())),
+        Page::Models => json(models(handle.index().iter().filter(|line| caller.sees(&line.name)))),
         Page::Model(name, version) => found(handle, name, *version, |entry| model(handle, entry)),
         Page::ModelConfig(name, version) => found(handle, name, *version, config),
         Page::ModelReady(name, version) => match handle.find(name, *version) {
@@ -66,8 +79,8 @@ fn server() -> Vec<u8> {
     out
 }
 
-fn models(index: &[IndexEntry]) -> Vec<u8> {
-    let mut names: Vec<&str> = index.iter().map(|entry| &*entry.name).collect();
+fn models<'a>(index: impl Iterator<Item = &'a IndexEntry>) -> Vec<u8> {
+    let mut names: Vec<&str> = index.map(|entry| &*entry.name).collect();
     names.dedup();
     let mut out = b"{\"models\":".to_vec();
     push_list(&mut out, names, push_string);
@@ -135,9 +148,11 @@ fn config(entry: &ModelEntry) -> Vec<u8> {
     out
 }
 
-/// The repository index.
-pub(crate) fn index(handle: &Handle, only_ready: bool) -> Response<Segments> {
-    let lines = handle.index().into_iter().filter(|line| !only_ready || line.state == ModelState::Ready);
+/// The repository index, as far as it is the caller's business.
+pub(crate) fn index(handle: &Handle, caller: &Caller, only_ready: bool) -> Response<Segments> {
+    let wanted =
+        |line: &IndexEntry| caller.sees(&line.name) && (!only_ready || line.state == ModelState::Ready);
+    let lines = handle.index().into_iter().filter(wanted);
     let mut out = Vec::new();
     push_list(&mut out, lines, |out, line| {
         out.extend_from_slice(b"{\"name\":");

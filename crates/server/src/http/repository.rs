@@ -1,39 +1,15 @@
-//! Loading and unloading models by name, as Triton's clients ask for it.
+//! What the bodies of requests to load and to unload models may say.
 
-use http::Response;
-use quadrant_types::{Error, ErrorCode};
+use quadrant_types::Error;
 
-use crate::Shared;
-use crate::http::pages::empty;
-use crate::http::segments::Segments;
 use crate::json::Cursor;
-
-/// What is to be done with a model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Change {
-    Load,
-    Unload,
-}
-
-/// Does it, and answers when it is done.
-///
-/// # Errors
-/// Why it was not.
-pub(crate) async fn change(
-    shared: &Shared,
-    (change, model): (Change, &str),
-    body: &[u8],
-) -> Result<Response<Segments>, Error> {
-    check(change, body, shared.limits.json_depth_max)?;
-    match change {
-        Change::Load => shared.handle.load_model(model).await?,
-        Change::Unload => shared.handle.unload_model(model).await?,
-    }
-    Ok(empty())
-}
+use crate::repository::{Change, refused};
 
 /// Whether the body asks for nothing that is not done here. It may be empty.
-fn check(change: Change, body: &[u8], json_depth_max: usize) -> Result<(), Error> {
+///
+/// # Errors
+/// What is not, or that it is no object.
+pub(crate) fn check(change: Change, body: &[u8], json_depth_max: usize) -> Result<(), Error> {
     let mut cursor = Cursor::new(body, json_depth_max);
     if cursor.peek().is_none() {
         return Ok(());
@@ -54,19 +30,10 @@ fn check(change: Change, body: &[u8], json_depth_max: usize) -> Result<(), Error
     unknown.map_or(Ok(()), Err)
 }
 
-/// Why a parameter is not taken; dependents there are none, as there are no ensembles.
-pub(crate) fn refused(change: Change, parameter: &str) -> Option<Error> {
-    let text = match change {
-        Change::Unload if parameter == "unload_dependents" => return None,
-        Change::Load => "models are loaded as they lie in the repository",
-        Change::Unload => "there is nothing more to say about it",
-    };
-    let text = format!("the parameter `{parameter}` is not supported: {text}");
-    Some(Error::new(ErrorCode::Unsupported, text))
-}
-
 #[cfg(test)]
 mod tests {
+    use quadrant_types::ErrorCode;
+
     use super::*;
 
     #[test]

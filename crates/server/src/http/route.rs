@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use crate::http::repository::Change;
+use crate::repository::Change;
 
 /// What a path asks for. Names are borrowed from the path unless they are percent-encoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,7 +83,7 @@ fn model(rest: &str) -> Option<Route<'_>> {
 }
 
 /// A path segment without its percent-encoding, if that is well formed.
-fn decoded(segment: &str) -> Option<Cow<'_, str>> {
+pub(crate) fn decoded(segment: &str) -> Option<Cow<'_, str>> {
     if !segment.contains('%') {
         return Some(Cow::Borrowed(segment));
     }

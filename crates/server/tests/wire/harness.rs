@@ -56,7 +56,7 @@ impl Server {
             cores: CoreSet::from_cores([0]),
             onnxruntime: None,
             discipline: quadrant_policy::Discipline::Quadrant,
-            weights: BTreeMap::new(),
+            tenants: BTreeMap::new(),
             limits: quadrant_policy_limits(),
             probe_budget: Duration::from_secs(1),
             profiles_dir: None,

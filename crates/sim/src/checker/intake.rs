@@ -1,7 +1,7 @@
 //! What an event changes before the scheduler has said anything, and who may come in.
 
 use quadrant_policy::{Event, StepOutcome};
-use quadrant_types::{LaneId, Objective, Request, RequestId};
+use quadrant_types::{LaneId, Objective, Request, RequestId, Time};
 
 use super::{Broken, Checker, Known, Place, hold};
 
@@ -15,7 +15,7 @@ pub(super) struct EndedStep {
 }
 
 impl Checker {
-    pub(super) fn take_in(&mut self, event: &Event) -> EndedStep {
+    pub(super) fn take_in(&mut self, now: Time, event: &Event) -> EndedStep {
         self.stuck_now.clear();
         self.began_now.clear();
         match event {
@@ -61,6 +61,7 @@ impl Checker {
                 let Some(step) = self.steps.remove(&report.step) else { return EndedStep::default() };
                 let was_stalled = self.stalled.remove(&report.step);
                 self.step_ended(&step.requests, &report.outcome);
+                self.charge(&step.parts, report);
                 return EndedStep {
                     requests: step.requests,
                     outcome: Some(report.outcome.clone()),
@@ -68,18 +69,20 @@ impl Checker {
                 };
             }
             Event::Drain => self.draining = true,
-            Event::Left(_) | Event::Tick | Event::Weight(..) | Event::Resident(_) => {}
+            Event::Tenant(tenant, terms) => self.set_book(now, *tenant, *terms),
+            Event::Left(_) | Event::Tick | Event::Resident(_) => {}
         }
         EndedStep::default()
     }
 
     fn knock(&mut self, request: Request) {
+        let request = Request { priority: self.priority(&request), ..request };
         let latest = request.arrived + self.limits.wait_max;
         let expires = match request.objective {
             Objective::BestEffort => latest,
             Objective::EndBy(time) | Objective::Target { until: time, .. } => time.min(latest),
         };
-        let known = Known { request, expires, place: Place::AtTheDoor, alone: false };
+        let known = Known { request, expires, place: Place::AtTheDoor, alone: false, counted: false };
         self.live.insert(request.id, known);
     }
 
@@ -109,7 +112,7 @@ impl Checker {
     }
 
     /// The request at the door was not refused, so it is in; whether it should be is checked here.
-    pub(super) fn let_in(&mut self) -> Result<(), Broken> {
+    pub(super) fn let_in(&mut self, now: Time) -> Result<(), Broken> {
         // Ids ascend, so one that has just arrived is the last.
         let Some((id, known)) = self.live.pop_last() else { return Ok(()) };
         if known.place != Place::AtTheDoor {
@@ -121,7 +124,8 @@ impl Checker {
         let loaded = loaded && !self.memory.is_closed(known.request.model);
         hold("nothing is accepted for a model that is not loaded", loaded, &id)?;
         hold("queue and byte limits hold", !self.is_full(&known), &id)?;
-        self.live.insert(id, Known { place: Place::Waits, ..known });
+        let counted = self.admit(now, &known)?;
+        self.live.insert(id, Known { place: Place::Waits, counted, ..known });
         Ok(())
     }
 }

@@ -78,7 +78,7 @@ fn scenario(lanes: &[&[usize]], models: Vec<ModelPlan>) -> Scenario {
     Scenario {
         lanes: (0..).zip(lanes).map(lane).collect(),
         discipline: Discipline::Quadrant,
-        weights: Vec::new(),
+        tenants: Vec::new(),
         limits: Limits { stall_floor: 20 * MS, ..Limits::default() },
         models,
         unsteady: Unsteady::NONE,

@@ -4,7 +4,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use quadrant_policy::{Action, Event, Limits, ModelTerms, Policy, Step, StepOutcome};
+use quadrant_policy::{
+    Action, Event, Limits, ModelTerms, Policy, RequestRate, Step, StepOutcome, TenantTerms,
+};
 use quadrant_sim::{Scenario, Scheduler, run_with};
 use quadrant_types::{
     Ending, Error, ErrorCode, LaneId, ModelId, Objective, Request, RequestId, ShapeId, StepId, Time, Work,
@@ -120,6 +122,12 @@ fn repeat(actions: &mut Vec<Action>, which: impl Fn(&Action) -> bool) {
 
 fn change_terms(event: &mut Event, change: impl Fn(&mut ModelTerms)) {
     if let Event::ModelUp(_, terms) = event {
+        change(terms);
+    }
+}
+
+fn change_tenants(event: &mut Event, change: impl Fn(&mut TenantTerms)) {
+    if let Event::Tenant(_, Some(terms)) = event {
         change(terms);
     }
 }
@@ -276,6 +284,30 @@ fn a_scheduler_that_was_told_wrong_is_found() {
         ("every ending has its cause", |event| {
             if let Event::Ended(report) = event {
                 report.outcome = StepOutcome::Failed(Error::new(ErrorCode::Internal, "not so"));
+            }
+        }),
+    ];
+    for (invariant, event) in table {
+        check(invariant, Tampering { event, ..HONEST });
+    }
+}
+
+#[test]
+fn wrong_quotas_are_found() {
+    let used_up = "who is let in has not used its tenant's quota up";
+    let table: [Case<EventFn>; 6] = [
+        (used_up, |event| change_tenants(event, |terms| terms.requests = None)),
+        (used_up, |event| change_tenants(event, |terms| terms.device_ppm = None)),
+        (used_up, |event| change_tenants(event, |terms| terms.concurrency_max = None)),
+        (used_up, |event| change_tenants(event, |terms| terms.bytes_in_max = None)),
+        ("every ending has its cause", |event| {
+            change_tenants(event, |terms| {
+                terms.requests = terms.requests.map(|rate| RequestRate { every: rate.every * 2, ..rate });
+            });
+        }),
+        ("every ending has its cause", |event| {
+            if matches!(event, Event::Tenant(_, None)) {
+                *event = Event::Tick;
             }
         }),
     ];
