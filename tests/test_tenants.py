@@ -176,3 +176,26 @@ def test_a_key_made_elsewhere_has_the_same_digest():
     assert hashed.stdout.strip() == digest
     short = subprocess.run([BINARY, "tenant", "hash"], input="secret\n", capture_output=True, text=True)
     assert short.returncode != 0 and "at least 32" in short.stderr and "secret" not in short.stderr
+
+
+def test_only_who_administers_loads_and_unloads():
+    (key, digest), (admin_key, admin_digest) = new_key(), new_key()
+    tenants = tenant("alpha", digest) + tenant("operations", admin_digest, "admin = true")
+    with serve(tenants) as server:
+        with triton_http.InferenceServerClient(server.http) as client:
+            with pytest.raises(InferenceServerException) as refused:
+                client.unload_model("quick", headers=bearer(key))
+            assert refused.value.status() == "403" and infer(server, "quick", bearer(key)).status == 200
+            client.unload_model("quick", headers=bearer(admin_key))
+            assert infer(server, "quick", bearer(key)).status == 404
+        with triton_grpc.InferenceServerClient(server.grpc) as client:
+            lower = {name.lower(): value for name, value in bearer(admin_key).items()}
+            client.load_model("quick", headers=lower)
+        assert infer(server, "quick", bearer(key)).status == 200
+        lines = [line for line in server.log if line.get("target") == "quadrant::audit"]
+        said = [(line["who"], line["action"], line["on"], line["outcome"].split(":")[0]) for line in lines]
+        assert said[-3:] == [
+            ("alpha", "unload", "quick", "permission_denied"),
+            ("operations", "unload", "quick", "done"),
+            ("operations", "load", "quick", "done"),
+        ]

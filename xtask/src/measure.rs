@@ -4,7 +4,9 @@
 //! counted.
 
 mod decisions;
+mod isolation;
 mod latency;
+mod residency;
 pub(crate) mod server;
 mod size;
 mod throughput;
@@ -41,6 +43,14 @@ enum What {
     Size,
     /// Cost of a scheduling decision, and speed of the simulator.
     Decisions,
+    /// Latency that a model's own process adds.
+    IsolationLatency,
+    /// What others feel when a model's process is killed, leaks or aborts.
+    IsolationHarm,
+    /// A request for an absent model, over loading the model and asking it.
+    Absent,
+    /// What a quiet model feels while others load and unload.
+    Turmoil,
 }
 
 /// Measures.
@@ -65,6 +75,18 @@ pub(crate) fn run_measure(args: &MeasureArgs) -> Result<()> {
     }
     if wanted(What::Throughput) {
         throughput::measure(args)?;
+    }
+    if wanted(What::IsolationLatency) {
+        isolation::latency(args)?;
+    }
+    if wanted(What::IsolationHarm) {
+        isolation::harm(args)?;
+    }
+    if wanted(What::Absent) {
+        residency::absent(args)?;
+    }
+    if wanted(What::Turmoil) {
+        residency::turmoil(args)?;
     }
     Ok(())
 }

@@ -7,13 +7,20 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use quadrant_engine::EngineKind;
-use quadrant_node::{Batching, Config, ModelSettings};
+use quadrant_node::{Batching, Config, HostCommand, Isolation, ModelSettings};
 use quadrant_policy::{Discipline, Eviction, Limits, MemoryBudget, Unmet};
 use quadrant_server::{NamedObjective, NamedObjectives};
 use quadrant_types::{CoreSet, Priority};
 
 use crate::settings::{BatchingField, ModelFields, ObjectiveFields, Settings, find_onnxruntime};
 use crate::tenants;
+
+/// The command that the server starts itself with, to serve engines.
+pub(crate) const ENGINE_HOST: &str = "engine-host";
+
+/// The memory of a process of engines. Below, not even the program fits.
+const MEMORY_MB_MIN: u64 = 32;
+const MEMORY_MB_MAX: u64 = 1 << 24;
 
 /// A day: anything longer in a configuration is a mistake.
 const SECONDS_MAX: f64 = 86_400.0;
@@ -24,15 +31,19 @@ const SECONDS_MAX: f64 = 86_400.0;
 /// The first value that cannot be meant, with its name.
 pub(crate) fn node_config(settings: &Settings, models_dir: &Path, libraries: &[PathBuf]) -> Result<Config> {
     let limits = &settings.limits;
+    let defaults = model_settings(&settings.model_defaults).context("in `model_defaults`")?;
     let mut models = BTreeMap::new();
     for (name, fields) in &settings.models {
-        let checked = model_settings(fields).with_context(|| format!("in `models.{name}`"))?;
+        let checked = model_settings(fields)
+            .and_then(|model| isolation_is_meant(model, &defaults))
+            .with_context(|| format!("in `models.{name}`"))?;
         models.insert(name.clone(), checked);
     }
     Ok(Config {
         models_dir: models_dir.to_owned(),
         cores: device_cores(&settings.device.cores)?,
         onnxruntime: find_onnxruntime(&settings.device.onnxruntime, libraries)?,
+        engine_host: engine_host(),
         discipline: discipline(&settings.scheduler.policy)?,
         tenants: tenants::terms(settings)?,
         limits: Limits {
@@ -49,10 +60,9 @@ pub(crate) fn node_config(settings: &Settings, models_dir: &Path, libraries: &[P
             0.0 => None,
             poll_s => Some(seconds("repository.poll_s", poll_s)?),
         },
-        program: None,
         probe_budget: seconds("device.probe_s", settings.device.probe_s)?,
         profiles_dir: None,
-        defaults: model_settings(&settings.model_defaults).context("in `model_defaults`")?,
+        defaults,
         models,
     })
 }
@@ -201,7 +211,48 @@ fn model_settings(fields: &ModelFields) -> Result<ModelSettings> {
         unmet,
         on_demand,
         idle_after,
+        isolation: fields.isolation.as_deref().map(isolation).transpose()?,
+        isolation_group: fields.isolation_group.clone().map(isolation_group).transpose()?,
+        isolation_memory_bytes: fields.isolation_memory_mb.map(isolation_memory).transpose()?,
     })
+}
+
+fn isolation(word: &str) -> Result<Isolation> {
+    match word {
+        "none" => Ok(Isolation::None),
+        "process" => Ok(Isolation::Process),
+        other => bail!("`isolation` must be `none` or `process`, not `{other}`"),
+    }
+}
+
+/// What is said of a process means nothing for a model without one.
+fn isolation_is_meant(model: ModelSettings, defaults: &ModelSettings) -> Result<ModelSettings> {
+    let says_more = model.isolation_group.is_some() || model.isolation_memory_bytes.is_some();
+    let is_isolated = model.isolation.or(defaults.isolation) == Some(Isolation::Process);
+    ensure!(
+        is_isolated || !says_more,
+        "`isolation_group` and `isolation_memory_mb` need `isolation = \"process\"`"
+    );
+    Ok(model)
+}
+
+fn isolation_group(name: String) -> Result<String> {
+    let fits = !name.is_empty() && name.len() <= 128;
+    ensure!(fits, "`isolation_group` must have 1 to 128 letters, not `{name}`");
+    Ok(name)
+}
+
+fn isolation_memory(megabytes: u64) -> Result<u64> {
+    let fits = (MEMORY_MB_MIN..=MEMORY_MB_MAX).contains(&megabytes);
+    ensure!(fits, "`isolation_memory_mb` must be from {MEMORY_MB_MIN} to {MEMORY_MB_MAX}, not `{megabytes}`");
+    Ok(megabytes << 20)
+}
+
+/// The program that serves engines: this one, also if its file was replaced since it started.
+fn engine_host() -> Option<HostCommand> {
+    let running = PathBuf::from("/proc/self/exe");
+    let program = if running.exists() { running } else { std::env::current_exe().ok()? };
+    Some(HostCommand { program, arguments: vec![ENGINE_HOST.into()] })
 }
 
 #[cfg(test)]
@@ -241,6 +292,10 @@ mod tests {
             ("[models.m]\nidle_s = 0.0", "`idle_s` must be more than 0"),
             ("[device]\nmemory_mb = 1", "`device.memory_mb` must be at least 64"),
             ("[repository]\npoll_s = -1.0", "`repository.poll_s` must be more than 0"),
+            ("[models.m]\nisolation = \"thread\"", "`isolation` must be"),
+            ("[models.m]\nisolation_group = \"\"", "`isolation_group` must have"),
+            ("[models.m]\nisolation_memory_mb = 1", "`isolation_memory_mb` must be from 32"),
+            ("[models.m]\nisolation_memory_mb = 100", "need `isolation = \"process\"`"),
             ("[device]\nonnxruntime = \"/does/not/exist.so\"", "no ONNX Runtime library"),
         ] {
             let error = format!("{:#}", check(toml).unwrap_err());

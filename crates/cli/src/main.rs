@@ -18,6 +18,7 @@ mod tenant;
 mod tenants;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -58,6 +59,9 @@ enum Command {
     /// Measure a model: `serve` and `profile` start this in a process of its own.
     #[command(hide = true)]
     Measure,
+    /// Run engines for a server, which starts this itself.
+    #[command(name = checked::ENGINE_HOST, hide = true)]
+    EngineHost,
     /// Print the checked configuration with every default, as a file that `serve --config` takes.
     Config(serve::ConfigArgs),
 }
@@ -87,6 +91,9 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Tenant(command) => tenant::run(command),
         Command::Profile(args) => profile::run(args),
         Command::Measure => profile::measured(),
+        Command::EngineHost => {
+            Ok(quadrant_engine::serve_engines(Arc::new(quadrant_node::MonotonicClock::new()))?)
+        }
         Command::Config(args) => serve::print_config(args),
     }
 }

@@ -85,8 +85,7 @@ fn config(args: &ProfileArgs) -> Result<Config> {
     let probe_budget = seconds("--seconds", args.seconds)?;
     let profiles_dir = cache::profiles_dir();
     let profiles_dir = profiles_dir.context("no folder to store profiles in: set `QUADRANT_CACHE`")?;
-    let program = std::env::current_exe().ok();
-    Ok(Config { probe_budget, profiles_dir: Some(profiles_dir), program, ..config })
+    Ok(Config { probe_budget, profiles_dir: Some(profiles_dir), ..config })
 }
 
 /// What the scheduler will make of a measured step.

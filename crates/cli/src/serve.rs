@@ -130,8 +130,7 @@ pub(crate) fn serve<F: Future<Output = Result<After>>>(
     alongside: impl FnOnce(Bound) -> F,
 ) -> Result<()> {
     let config = node_config(settings, models_dir, &cache::onnxruntime_places())?;
-    let program = std::env::current_exe().ok();
-    let config = Config { profiles_dir: cache::profiles_dir(), program, ..config };
+    let config = Config { profiles_dir: cache::profiles_dir(), ..config };
     let limits = wire_limits(settings)?;
     let objectives = named_objectives(settings)?;
     let tenancy = Tenancy::read(settings)?;

@@ -172,6 +172,15 @@ pub(crate) struct ModelFields {
     /// given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) idle_s: Option<f64>,
+    /// Where its engine runs: `none` is within the server, `process` in a process of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) isolation: Option<String>,
+    /// Models that say the same share one process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) isolation_group: Option<String>,
+    /// The memory that the process may hold, in MiB; any if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) isolation_memory_mb: Option<u64>,
 }
 
 /// `auto`, `off` or a number.

@@ -150,6 +150,16 @@ pub enum EngineError {
     /// The step was taken back before it began.
     #[error("the step was revoked")]
     Revoked,
+    /// The process that the engine runs in is gone; it is being started again.
+    #[error("the engine's process is gone: {reason}")]
+    Lost {
+        /// What ended it, as far as it is known, for a person.
+        reason: String,
+        /// Whether the step was in it; otherwise it was away already.
+        began: bool,
+        /// Which of the processes that follow each other it was.
+        generation: u64,
+    },
 }
 
 /// What a lane is asked to run: the parts of one batch, not yet gathered.

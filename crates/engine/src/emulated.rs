@@ -9,6 +9,7 @@
 //! memory_mb = 20            # taken while it is loaded
 //! latency = { kind = "lognormal", median_us = 900, p99_us = 3000, row_us = 100 }
 //! faults = { panic_every = 100 }
+//! harm = { abort = 201, exit = 202, hang = 203, leak = 204 }
 //!
 //! [[inputs]]
 //! name = "x"
@@ -21,6 +22,10 @@
 //! ```
 //!
 //! Outputs share the bytes of the input they copy. Without latency and faults a step costs nothing.
+//!
+//! `harm` is for tests of what contains it: a step whose first input begins with one of these bytes aborts
+//! the process, exits it, never ends, or takes memory without end, a MiB every millisecond. It happens to
+//! whichever process the model runs in, so such a model belongs into one of its own.
 
 use std::collections::BTreeSet;
 use std::hint;
@@ -58,6 +63,8 @@ struct Description {
     seed: u64,
     #[serde(default)]
     faults: Faults,
+    #[serde(default)]
+    harm: Harm,
 }
 
 #[derive(Debug, Deserialize)]
@@ -113,6 +120,16 @@ struct Faults {
     stall_ms: u64,
 }
 
+/// What a step does whose first input begins with this byte.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(default, deny_unknown_fields)]
+struct Harm {
+    abort: Option<u8>,
+    exit: Option<u8>,
+    hang: Option<u8>,
+    leak: Option<u8>,
+}
+
 /// A model that is only described.
 #[derive(Debug)]
 pub(crate) struct EmulatedModel {
@@ -128,6 +145,7 @@ struct Shared {
     busy: bool,
     seed: u64,
     faults: Faults,
+    harm: Harm,
     /// Steps begun on all lanes; counted only where a fault needs it.
     steps: AtomicU64,
     clock: Arc<dyn Clock>,
@@ -143,10 +161,10 @@ impl EmulatedModel {
 
     pub(crate) fn load(source: &ModelSource, clock: &Arc<dyn Clock>) -> Result<Self, EngineError> {
         let (spec, from, file) = Self::read(source)?;
-        let Description { latency, busy, seed, faults, load_ms, memory_mb, .. } = file;
+        let Description { latency, busy, seed, faults, harm, load_ms, memory_mb, .. } = file;
         let (steps, clock) = (AtomicU64::new(0), Arc::clone(clock));
         let _memory = vec![1; (memory_mb as usize) << 20];
-        let shared = Shared { from, latency, busy, seed, faults, steps, clock, _memory };
+        let shared = Shared { from, latency, busy, seed, faults, harm, steps, clock, _memory };
         shared.pass(Duration::from_millis(load_ms).min(DURATION_MAX), false);
         Ok(Self { spec, shared: Arc::new(shared) })
     }
@@ -220,6 +238,26 @@ impl Latency {
     }
 }
 
+impl Harm {
+    fn by(self, byte: u8) {
+        if self.abort == Some(byte) {
+            std::process::abort();
+        }
+        if self.exit == Some(byte) {
+            std::process::exit(i32::from(byte));
+        }
+        while self.hang == Some(byte) {
+            thread::park();
+        }
+        let mut taken: Vec<Vec<u8>> = Vec::new();
+        while self.leak == Some(byte) {
+            taken.push(vec![1; 1 << 20]);
+            hint::black_box(&taken);
+            thread::park_timeout(Duration::from_millis(1));
+        }
+    }
+}
+
 impl Shared {
     /// Lets `time` pass on the calling thread.
     fn pass(&self, time: Duration, busy: bool) {
@@ -239,6 +277,9 @@ impl Shared {
     fn compute(&self, work: &StepWork, random: &mut fastrand::Rng) -> StepResult {
         if self.faults != Faults::default() {
             self.misbehave()?;
+        }
+        if let Some(first) = work.inputs.first().and_then(|input| input.data.first()) {
+            self.harm.by(*first);
         }
         let rows = work.inputs.first().and_then(|input| input.shape.first()).copied().unwrap_or(1);
         self.pass(self.latency.draw(rows, random), self.busy);

@@ -8,6 +8,7 @@ mod api;
 mod batch;
 mod emulated;
 mod file_window;
+mod isolated;
 mod lane;
 mod load;
 mod onnx;
@@ -20,6 +21,9 @@ mod spawn;
 pub use api::{
     Done, EngineError, Footprint, LaneReport, LaneSink, LaneSpec, LaneWork, Model, Part, PartOutputs, Runner,
     SchedulingClass, StepResult, StepWork,
+};
+pub use isolated::{
+    EndCause, EngineHost, HostCommand, HostEvent, HostSink, HostSpec, ServeError, serve_engines,
 };
 pub use lane::{Lane, Refusal, Refused};
 pub use load::{EngineKind, Engines, ModelSource, describe, load};

@@ -27,7 +27,9 @@ pub(crate) struct ThreadSpec {
 type Work = Box<dyn FnOnce() + Send>;
 
 struct Order {
-    spec: ThreadSpec,
+    /// `None` for a thread of the shell's kind.
+    spec: Option<ThreadSpec>,
+    name: String,
     work: Work,
     answer: SyncSender<io::Result<JoinHandle<()>>>,
 }
@@ -42,9 +44,18 @@ pub(crate) fn prepare() -> io::Result<()> {
 
 /// Starts a thread, and waits until it is on its cores and in its class.
 pub(crate) fn spawn(spec: ThreadSpec, work: Work) -> io::Result<JoinHandle<()>> {
+    order(spec.name.clone(), Some(spec), work)
+}
+
+/// Starts a thread that stands as those of the shell do, on any core.
+pub(crate) fn spawn_as_shell(name: String, work: Work) -> io::Result<JoinHandle<()>> {
+    order(name, None, work)
+}
+
+fn order(name: String, spec: Option<ThreadSpec>, work: Work) -> io::Result<JoinHandle<()>> {
     let (answer, answered) = sync_channel(1);
     let gone = || io::Error::other("the thread that creates threads ended");
-    creator()?.send(Order { spec, work, answer }).map_err(|_| gone())?;
+    creator()?.send(Order { spec, name, work, answer }).map_err(|_| gone())?;
     answered.recv().map_err(|_| gone())?
 }
 
@@ -65,9 +76,13 @@ fn creator() -> io::Result<&'static SyncSender<Order>> {
     let started = CREATOR.get_or_init(|| {
         let (orders, inbox) = sync_channel::<Order>(1);
         let create = move || {
-            for Order { spec, work, answer } in inbox {
+            for Order { spec, name, work, answer } in inbox {
+                let created = match spec {
+                    Some(spec) => create(spec, work),
+                    None => Builder::new().name(name).spawn(work),
+                };
                 // Whoever ordered waits for the answer, so it is taken.
-                let _taken = answer.send(create(spec, work));
+                let _taken = answer.send(created);
             }
         };
         Builder::new().name("threads".into()).spawn(create).ok().map(|_| orders)

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use quadrant_engine::EngineKind;
+use quadrant_engine::{EngineKind, HostCommand};
 use quadrant_policy::{Discipline, Limits, TenantTerms, Unmet};
 use quadrant_types::{CoreSet, Priority};
 
@@ -18,6 +18,9 @@ pub struct Config {
     pub cores: CoreSet,
     /// ONNX Runtime's shared library, if there is one.
     pub onnxruntime: Option<PathBuf>,
+    /// What starts a process for engines; without it no model can have one. The same program measures models
+    /// in child processes, by its command `measure`; otherwise what they take is guessed from their files.
+    pub engine_host: Option<HostCommand>,
     /// How requests are put in order and given lanes.
     pub discipline: Discipline,
     /// What tenants may have, by name, as the node starts; [`crate::Handle::set_tenants`] changes it.
@@ -28,9 +31,6 @@ pub struct Config {
     pub probe_budget: Duration,
     /// Where what was measured of models is kept from one start to the next; nowhere if not given.
     pub profiles_dir: Option<PathBuf>,
-    /// This program, if it has the command `measure`: models are then tried out in child processes, which
-    /// also measure what they take of the memory. Otherwise that is guessed from their files.
-    pub program: Option<PathBuf>,
     /// How often the repository is looked at for new, changed and removed models; never if not given.
     pub poll: Option<Duration>,
     /// What holds for a model that does not say otherwise.
@@ -62,6 +62,22 @@ pub struct ModelSettings {
     pub on_demand: Option<bool>,
     /// How long it may be unused until it goes, if it is loaded on demand.
     pub idle_after: Option<Duration>,
+    /// Where its engine runs.
+    pub isolation: Option<Isolation>,
+    /// With which other models it shares a process; with none if not given.
+    pub isolation_group: Option<String>,
+    /// The memory that its process may hold.
+    pub isolation_memory_bytes: Option<u64>,
+}
+
+/// Where the engine of a model runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Isolation {
+    /// In the server's own process.
+    #[default]
+    None,
+    /// In a process of its own.
+    Process,
 }
 
 /// Whether requests of a model share steps.
@@ -93,6 +109,9 @@ impl ModelSettings {
             unmet: self.unmet.or(outer.unmet),
             on_demand: self.on_demand.or(outer.on_demand),
             idle_after: self.idle_after.or(outer.idle_after),
+            isolation: self.isolation.or(outer.isolation),
+            isolation_group: self.isolation_group.clone().or_else(|| outer.isolation_group.clone()),
+            isolation_memory_bytes: self.isolation_memory_bytes.or(outer.isolation_memory_bytes),
         }
     }
 

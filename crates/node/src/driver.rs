@@ -149,6 +149,9 @@ impl Driver {
         let id = RequestId(self.next_request.fetch_add(1, Ordering::Relaxed));
         let Submission { model, inputs, outputs, priority, tenant, objective, arrived } = submission;
         let objective = model.objective(arrived, objective);
+        if let Some(hosted) = &model.hosted {
+            hosted.refused.check(&inputs).inspect_err(|error| model.record_failure(error))?;
+        }
         let (sender, answer) = oneshot::channel();
         let work = Work::Once {
             rows: model.rows(&inputs),
@@ -244,6 +247,9 @@ impl Driver {
             Message::ModelDown(model) => Event::ModelDown(model),
             Message::Resident(bytes) => Event::Resident(bytes),
             Message::Tenant(tenant, terms) => Event::Tenant(tenant, terms),
+            Message::Hosted(model, host) => Event::Hosted(model, host),
+            Message::HostDown(host, back_at) => Event::HostDown(host, back_at),
+            Message::HostUp(host, generation) => Event::HostUp(host, generation),
             Message::Submit(pending) => {
                 let request = pending.request;
                 self.telemetry.accepted.inc();
@@ -269,11 +275,11 @@ impl Driver {
             Action::End(id, ending) => self.end(core, id, ending),
             Action::LaneStalled(lane, step) => {
                 self.lanes_stalled.store(true, Ordering::Release);
-                self.telemetry.lane_stalled(
-                    lane,
-                    step,
-                    core.steps.get(&step).map(|begun| &*begun.model.spec.name),
-                );
+                let model = core.steps.get(&step).map(|begun| &begun.model);
+                self.telemetry.lane_stalled(lane, step, model.map(|model| &*model.spec.name));
+                if let Some(hosted) = model.and_then(|model| model.hosted.as_ref()) {
+                    hosted.host.kill_stalled();
+                }
             }
             Action::LaneRecovered(lane) => {
                 self.lanes_stalled.store(core.policy.stalled_lanes().next().is_some(), Ordering::Release);

@@ -1,4 +1,4 @@
-//! Loads and unloads models on a thread of its own, of the class that gives way to every step.
+//! Decides what of the repository is served, and has models loaded and unloaded, on a thread of its own.
 //!
 //! When is the scheduler's business, which owns the memory; what people ask for is put to it as a wish. The
 //! loader knows what lies in the repository, and which model serves under which name. An update is a second
@@ -6,19 +6,24 @@
 //! last request that found it has ended. Wishes for a name wait while that name is on its way to something.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use quadrant_engine::{Engines, LaneSpec, Model, Profile};
+use quadrant_engine::{Engines, HostSink, LaneSpec, Model, Profile};
 use quadrant_types::{Error, ErrorCode, ModelId, Time};
 
+use crate::isolation::{HostTable, Reporter};
 use crate::message::Message;
 use crate::orders::{Order, Reply, Wish};
 use crate::profiles::ProfileStore;
 use crate::repository::{self, Found, ModelFiles, Stamp};
 use crate::{Config, Handle, ModelEntry, ModelSettings};
 
+mod aside;
 mod deeds;
+
+use aside::Aside;
 
 /// How often it is looked at whether a model that goes has no more requests.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
@@ -29,8 +34,11 @@ pub(crate) struct Loader {
     handle: Handle,
     engines: Engines,
     lanes: Vec<LaneSpec>,
-    config: Config,
+    config: Arc<Config>,
     profiles: Option<ProfileStore>,
+    /// Where models are loaded and taken down.
+    aside: Aside,
+    hosts: Arc<HostTable>,
     known: BTreeMap<ModelId, Known>,
     /// The model that serves under each name, or is to.
     names: BTreeMap<String, ModelId>,
@@ -78,22 +86,29 @@ enum State {
 
 impl Loader {
     /// A loader for what was found. The models are listed as loading, or with why they cannot be.
-    pub(crate) fn new(handle: Handle, engines: Engines, lanes: Vec<LaneSpec>, config: Config) -> Self {
+    pub(crate) fn new(
+        handle: Handle,
+        engines: Engines,
+        lanes: Vec<LaneSpec>,
+        config: Config,
+    ) -> io::Result<Self> {
         let folder = config.profiles_dir.clone();
         let profiles = folder.map(|folder| ProfileStore::new(folder, config.cores.len()));
-        Self {
+        Ok(Self {
+            aside: Aside::start(config.cores)?,
+            hosts: Arc::new(hosts(&handle, &engines, &config)),
             looked_at: handle.now(),
             handle,
             engines,
             lanes,
-            config,
+            config: Arc::new(config),
             profiles,
             known: BTreeMap::new(),
             names: BTreeMap::new(),
             deferred: VecDeque::new(),
             failed: BTreeMap::new(),
             next_id: 0,
-        }
+        })
     }
 
     /// Lists what was found: as loading, or with why it cannot be served.
@@ -367,4 +382,17 @@ impl Loader {
 fn tell(reply: Option<Reply>, result: Result<(), Error>) {
     // He may have given up waiting.
     reply.into_iter().for_each(|reply| drop(reply.send(result.clone())));
+}
+
+/// The processes of engines; what happens to them is told to the scheduler.
+fn hosts(handle: &Handle, engines: &Engines, config: &Config) -> HostTable {
+    let (driver, telemetry) = (Arc::downgrade(&handle.driver), Arc::clone(&handle.telemetry));
+    let clock = Arc::clone(&engines.clock);
+    let sinks = Box::new(move |id, name: &str| {
+        let (driver, telemetry) = (Weak::clone(&driver), Arc::clone(&telemetry));
+        let (name, clock) = (name.to_owned(), Arc::clone(&clock));
+        Arc::new(Reporter { id, name, driver, telemetry, clock }) as Arc<dyn HostSink>
+    });
+    let (command, library) = (config.engine_host.clone(), config.onnxruntime.clone());
+    HostTable::new(command, library, Arc::clone(&engines.clock), sinks)
 }

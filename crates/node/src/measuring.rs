@@ -239,7 +239,7 @@ fn profile(
     // Without that figure the rest is still worth keeping.
     let occupancy = occupancy_in_child(&subject, &found, &engines.clock).ok();
     let store = ProfileStore::new(folder.to_owned(), lanes.len());
-    let key = store.key(&task.model, engine_version(engines, kind));
+    let key = store.key(&task.model, engine_version(engines, kind, false));
     let kept = key.and_then(|key| store.keep(&key, options, &Profile { occupancy, ..found }));
     kept.map(|_| String::new()).map_err(|error| format!("the profile cannot be kept: {error}"))
 }

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use quadrant_engine::{EngineError, LaneReport};
 use quadrant_policy::{Holding, Loaded, ModelTerms, TenantTerms};
-use quadrant_types::{Error, ErrorCode, ModelId, Request, RequestId, StepId, TenantId, Tensor, Timing};
+use quadrant_types::{
+    Error, ErrorCode, HostId, ModelId, Request, RequestId, StepId, TenantId, Tensor, Time, Timing,
+};
 use tokio::sync::oneshot;
 
 use crate::{Answer, ModelEntry};
@@ -19,6 +21,9 @@ pub(crate) enum Message {
     ModelDown(ModelId),
     Resident(u64),
     Tenant(TenantId, Option<TenantTerms>),
+    Hosted(ModelId, HostId),
+    HostDown(HostId, Time),
+    HostUp(HostId, u64),
     Submit(Box<Pending>),
     Leave(RequestId),
     Report(LaneReport),
@@ -45,7 +50,7 @@ pub(crate) fn to_client(error: &EngineError) -> Error {
     let code = match error {
         EngineError::Input(_) => ErrorCode::InvalidArgument,
         EngineError::OutOfMemory(_) => ErrorCode::ResourceExhausted,
-        EngineError::Load(_) | EngineError::Revoked => ErrorCode::Unavailable,
+        EngineError::Load(_) | EngineError::Revoked | EngineError::Lost { .. } => ErrorCode::Unavailable,
         EngineError::Panicked(_) => ErrorCode::Internal,
     };
     Error::new(code, error.to_string())

@@ -103,10 +103,10 @@ impl Node {
         let ticker = spawn("ticker", move || ticking.run_ticker()).map_err(lane_error)?;
         let watched = handle.clone();
         let memory = spawn("memory", move || memory::watch(&watched)).map_err(lane_error)?;
-        let loading = loader::Loader::new(handle.clone(), engines, lanes, config);
+        let loading = loader::Loader::new(handle.clone(), engines, lanes, config).map_err(lane_error)?;
         loading.list(&found);
         let run = move || loading.run(found);
-        let loader = quadrant_engine::background("loader", cores, run).map_err(lane_error)?;
+        let loader = spawn("loader", run).map_err(lane_error)?;
         Ok(Self { handle, threads: vec![ticker, memory], loader: Some(loader) })
     }
 

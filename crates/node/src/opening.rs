@@ -12,6 +12,7 @@ use quadrant_engine::{
 use quadrant_policy::{Cost, Discipline, Holding, ModelTerms, Residency};
 use quadrant_types::{ModelSpec, TensorSpec};
 
+use crate::isolation::{HostTable, Hosted};
 use crate::node::single_lanes;
 use crate::repository::{ModelFiles, labels_fit, read_labels};
 use crate::{Batching, Config, ModelSettings, pbtxt};
@@ -39,6 +40,8 @@ pub(crate) struct Opened {
     pub(crate) settings: ModelSettings,
     /// Fields of its `config.pbtxt` that mean nothing here.
     pub(crate) unused: Vec<&'static str>,
+    /// The process that its engine runs in, if it has one.
+    pub(crate) hosted: Option<Hosted>,
 }
 
 /// Loads the files of a model.
@@ -49,16 +52,20 @@ pub(crate) fn open(
     name: &str,
     version: u64,
     files: &ModelFiles,
-    (engines, config): (&Engines, &Config),
+    (engines, config, hosts): (&Engines, &Config, &HostTable),
 ) -> Result<Opened, String> {
     let (settings, written) = settings(name, files, config)?;
-    let source = source(name, version, files, &settings);
+    let mut source = source(name, version, files, &settings);
     let kind = source.engine_kind(engines).map_err(reason)?;
-    let model = load(&source, engines).map_err(reason)?;
+    source.engine = Some(kind);
+    let (model, hosted) = match hosts.load(&source, &settings).map_err(reason)? {
+        Some((model, hosted)) => (model, Some(hosted)),
+        None => (load(&source, engines).map_err(reason)?, None),
+    };
     written.check(model.spec())?;
     let mut spec = model.spec().clone();
     attach_labels(&mut spec, files, &written)?;
-    Ok(Opened { model, spec, kind, settings, unused: written.unused })
+    Ok(Opened { model, spec, kind, settings, unused: written.unused, hosted })
 }
 
 /// What holds for a model, and what its `config.pbtxt` says.
@@ -133,9 +140,10 @@ pub(crate) fn try_out(
     probe(model, &single, &engines.clock, options)
 }
 
-/// The engine as profiles name it.
-pub(crate) fn engine_version(engines: &Engines, kind: EngineKind) -> String {
-    format!("{} {}", kind.name(), engines.version(kind))
+/// The engine as profiles name it. In a process of its own it takes a little longer.
+pub(crate) fn engine_version(engines: &Engines, kind: EngineKind, isolated: bool) -> String {
+    let apart = if isolated { " in a process" } else { "" };
+    format!("{} {}{apart}", kind.name(), engines.version(kind))
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]

@@ -2,9 +2,11 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use quadrant_engine::{Engines, Profile};
+use quadrant_engine::{Engines, HostCommand, HostEvent, HostSink, Profile};
 
+use crate::isolation::HostTable;
 use crate::measuring::{Subject, occupancy_in_child};
 use crate::node::engines;
 use crate::opening::{Opened, engine_version, open, probe_options, try_out};
@@ -41,8 +43,11 @@ pub fn profile_models(
     let engines = engines(config)?;
     let folder = config.profiles_dir.clone();
     let store = folder.map(|folder| ProfileStore::new(folder, config.cores.len()));
+    let (command, library) = (config.engine_host.clone(), config.onnxruntime.clone());
+    let sinks = Box::new(|_, _: &str| Arc::new(Nobody) as Arc<dyn HostSink>);
+    let hosts = HostTable::new(command, library, Arc::clone(&engines.clock), sinks);
     for model in found {
-        tell(profile(&model, config, &engines, store.as_ref()));
+        tell(profile(&model, (&engines, config, &hosts), store.as_ref()));
     }
     Ok(())
 }
@@ -65,7 +70,19 @@ fn find(path: &Path) -> io::Result<Vec<Found>> {
     Err(io::Error::new(io::ErrorKind::InvalidInput, "no model that would be served has this file"))
 }
 
-fn profile(model: &Found, config: &Config, engines: &Engines, store: Option<&ProfileStore>) -> ModelProfile {
+/// Why a process of engines ended is told by the error of whoever used it.
+struct Nobody;
+
+impl HostSink for Nobody {
+    fn report(&self, _event: HostEvent) {}
+}
+
+fn profile(
+    model: &Found,
+    with: (&Engines, &Config, &HostTable),
+    store: Option<&ProfileStore>,
+) -> ModelProfile {
+    let (engines, config, _) = with;
     let name = model.name.clone();
     let failed = |reason| ModelProfile {
         name: name.clone(),
@@ -78,20 +95,22 @@ fn profile(model: &Found, config: &Config, engines: &Engines, store: Option<&Pro
         Ok(files) => files,
         Err(reason) => return failed(reason.clone()),
     };
-    let Opened { model, kind, settings, .. } = match open(&name, model.version, files, (engines, config)) {
+    let Opened { model, kind, settings, hosted, .. } = match open(&name, model.version, files, with) {
         Ok(opened) => opened,
         Err(reason) => return failed(reason),
     };
     let options = probe_options(&settings, config);
     let found = try_out(&model, config, engines, &options);
-    let measure = |program: &PathBuf| {
+    let measure = |command: &HostCommand| {
+        let program = &*command.program;
         let (onnxruntime, cores) = (config.onnxruntime.as_deref(), config.cores);
         let subject = Subject { program, model: &files.model, engine: kind, onnxruntime, cores };
         occupancy_in_child(&subject, &found, &engines.clock).ok()
     };
-    let occupancy = config.program.as_ref().filter(|_| !found.costs.is_empty()).and_then(measure);
+    let occupancy =
+        config.engine_host.as_ref().filter(|_| !found.costs.is_empty() && hosted.is_none()).and_then(measure);
     let found = Profile { occupancy, ..found };
-    let engine = engine_version(engines, kind);
+    let engine = engine_version(engines, kind, hosted.is_some());
     let keep = |store: &ProfileStore| {
         let key = store.key(&files.model, engine.clone());
         key.and_then(|key| store.keep(&key, &options, &found)).map_err(|error| error.to_string())

@@ -11,6 +11,7 @@ use quadrant_types::{
 };
 use smallvec::SmallVec;
 
+use crate::isolation::Hosted;
 use crate::telemetry::ModelMetrics;
 
 /// Distinct shapes of one model that are kept apart before the table starts anew. A client that never
@@ -44,6 +45,7 @@ pub struct ModelEntry {
     pub on_demand: bool,
     /// Whether it is in memory.
     pub(crate) resident: AtomicBool,
+    pub(crate) hosted: Option<Hosted>,
     pub(crate) metrics: ModelMetrics,
     pub(crate) shapes: ShapeTable,
 }
@@ -52,6 +54,11 @@ impl ModelEntry {
     /// Whether it is in memory at present.
     pub fn is_resident(&self) -> bool {
         self.resident.load(Ordering::Relaxed)
+    }
+
+    /// Whether requests are run as they come: its engine's own process, if it has one, is there.
+    pub fn is_ready(&self) -> bool {
+        self.hosted.as_ref().is_none_or(|hosted| hosted.host.away().is_none())
     }
 
     /// Counts a request that ended before it was submitted, such as one that does not fit the model.
@@ -242,7 +249,13 @@ impl Registry {
         let line = |name: &String, version: u64, slot: &Slot| {
             let (state, reason) = match slot {
                 Slot::Loading => (ModelState::Loading, String::new()),
-                Slot::Ready(entry, why) => (ModelState::Ready, remark(entry, why.as_deref())),
+                Slot::Ready(entry, why) => {
+                    match entry.hosted.as_ref().and_then(|hosted| hosted.host.away()) {
+                        // It is found all the same: requests may wait until its engine is back.
+                        Some(reason) => (ModelState::Unavailable, reason),
+                        None => (ModelState::Ready, remark(entry, why.as_deref())),
+                    }
+                }
                 Slot::Unloading => (ModelState::Unloading, String::new()),
                 Slot::Unavailable(reason) => (ModelState::Unavailable, reason.clone()),
             };

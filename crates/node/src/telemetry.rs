@@ -13,8 +13,9 @@ use prometheus::{
     GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
 };
+use quadrant_engine::EndCause;
 use quadrant_policy::TenantUsage;
-use quadrant_types::{Ending, Error, LaneId, StepId, TenantId, Time};
+use quadrant_types::{Ending, Error, LaneId, RequestId, StepId, TenantId, Time};
 
 use crate::ModelEntry;
 use crate::tenants::{Tenant, Tenants};
@@ -55,6 +56,8 @@ pub(crate) struct Telemetry {
     resident_bytes: IntGauge,
     memory: IntGaugeVec,
     invariant_violations: IntCounter,
+    host_ends: IntCounterVec,
+    host_resident_bytes: IntGaugeVec,
 }
 
 /// The families with a label for each model.
@@ -134,6 +137,25 @@ impl Telemetry {
             ),
             resident_bytes: gauge("quadrant_resident_bytes", "Resident memory of the process"),
             memory: memory::family(&registry),
+            host_ends: keep(
+                &registry,
+                IntCounterVec::new(
+                    Opts::new("quadrant_engine_process_ends_total", "Ends of processes of engines, by cause"),
+                    &["process", "cause"],
+                )
+                .expect("the name is valid"),
+            ),
+            host_resident_bytes: keep(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "quadrant_engine_process_resident_bytes",
+                        "Resident memory of a process of engines; 0 while it is away",
+                    ),
+                    &["process"],
+                )
+                .expect("the name is valid"),
+            ),
             invariant_violations: counter(
                 "quadrant_invariant_violations_total",
                 "Scrapes at which an invariant of the scheduler did not hold; anything but 0 is a bug",
@@ -158,6 +180,10 @@ impl Telemetry {
         snapshot.memory.show(&self.memory, &snapshot.models);
         for (tenant, usage) in &snapshot.usage {
             self.tenant_families.show(&tenant.name, &tenant.terms, *usage);
+        }
+        for hosted in snapshot.models.iter().filter_map(|model| model.hosted.as_ref()) {
+            let resident = i64::try_from(hosted.host.resident_bytes()).unwrap_or(i64::MAX);
+            self.host_resident_bytes.with_label_values(&[&*hosted.host.spec().name]).set(resident);
         }
         let resident = quadrant_sys::resident_bytes().unwrap_or(0);
         self.resident_bytes.set(gauge(resident));
@@ -212,6 +238,33 @@ impl Telemetry {
 
     pub(crate) fn lane_recovered(&self, lane: LaneId) {
         tracing::warn!(lane = lane.0, "the stalled lane has recovered");
+    }
+
+    pub(crate) fn host_up(&self, name: &str, process: u32, took: Duration) {
+        for cause in EndCause::ALL {
+            // From now on part of the output even while they are zero.
+            self.host_ends.with_label_values(&[name, cause.name()]);
+        }
+        tracing::info!(
+            process = name,
+            pid = process,
+            took_ms = took.as_millis(),
+            "the engine's process is up"
+        );
+    }
+
+    pub(crate) fn host_down(&self, name: &str, cause: EndCause, reason: &str, back_in: Duration) {
+        self.host_ends.with_label_values(&[name, cause.name()]).inc();
+        let (cause, back_in_ms) = (cause.name(), back_in.as_millis());
+        tracing::error!(process = name, cause, back_in_ms, "the engine's process ended: {reason}");
+    }
+
+    pub(crate) fn input_refused(&self, model: &str, request: RequestId) {
+        tracing::error!(
+            model,
+            request = request.0,
+            "an input ended the engine twice and is refused from now on"
+        );
     }
 
     pub(crate) fn step_failed(&self, model: &str, error: &Error) {

@@ -43,6 +43,9 @@ impl Policy {
         if plan.expires <= now {
             return Err(expired());
         }
+        if let Some(plan) = self.admit_aside(now, request, &plan)? {
+            return Ok(plan);
+        }
         if self.discipline != Discipline::Quadrant || plan.key.easy {
             return Ok(plan);
         }
@@ -80,13 +83,12 @@ impl Policy {
             let wait = self.time_to_drain(queue);
             Err(Error::new(ErrorCode::ResourceExhausted, what).retry_after(wait).because(reason))
         };
-        let parked = self.memory.get(request.model).map_or(0, |held| held.parked.len());
-        let (waiting, queue_max) = (queue.waiting.len() + parked, queue.terms.queue_max);
+        let (waiting, queue_max) = (self.queued(request.model), queue.terms.queue_max);
         if waiting >= queue_max {
             let what = format!("the model's queue is full: `{waiting}` of `{queue_max}` requests wait");
             return full(Reason::QueueFull, what);
         }
-        if self.queued >= self.limits.queued_requests_max {
+        if self.queued + self.hosts.aside() >= self.limits.queued_requests_max {
             let queued_max = self.limits.queued_requests_max;
             return full(
                 Reason::ServerFull,
@@ -285,6 +287,10 @@ pub(crate) fn shed(why: &'static str) -> Error {
 pub(crate) fn too_late() -> Error {
     let text = "the request was given up: it came to its turn too late to be answered in time";
     Error::new(ErrorCode::DeadlineExceeded, text).because(Reason::Shed)
+}
+
+pub(crate) fn unloaded() -> Error {
+    Error::new(ErrorCode::Unavailable, "the model was unloaded")
 }
 
 pub(crate) fn expired() -> Error {

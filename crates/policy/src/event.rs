@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use quadrant_types::{
-    CoreSet, Ending, Error, LaneId, ModelId, Priority, Request, RequestId, SchedulingClass, StepId, TenantId,
-    Time,
+    CoreSet, Ending, Error, HostId, LaneId, ModelId, Priority, Request, RequestId, SchedulingClass, StepId,
+    TenantId, Time,
 };
 use smallvec::SmallVec;
 
@@ -274,6 +274,12 @@ pub enum Event {
     Resident(u64),
     /// A tenant has these terms from now on, or none any more: then it is like one never named.
     Tenant(TenantId, Option<TenantTerms>),
+    /// This model's engine runs in that process, apart from the server's own.
+    Hosted(ModelId, HostId),
+    /// The process is away; it should be back at this time.
+    HostDown(HostId, Time),
+    /// The process is there again, with all its models: the one of this number.
+    HostUp(HostId, u64),
     /// A request came.
     Arrived(Request),
     /// Nobody waits for this request any more.
@@ -308,6 +314,19 @@ pub enum StepOutcome {
     Completed,
     /// None has.
     Failed(Error),
+    /// The process that it ran in is gone.
+    Lost(Lost),
+}
+
+/// How a step was lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// What ended the process, as a client is told.
+    pub error: Error,
+    /// Whether the step was in the process; otherwise that was away already.
+    pub began: bool,
+    /// Which of the host's processes it was.
+    pub generation: u64,
 }
 
 /// All that can be asked for.

@@ -46,7 +46,12 @@ impl Policy {
             let steps: Vec<_> = steps.map(|step| step.id).collect();
             let parked = self.memory.get(live.request.model).is_some_and(|held| held.parked.contains(id));
             match live.step {
-                None => queued != parked && parked == live.parked,
+                None => {
+                    let aside = self.hosts.is_aside(live.request.model, *id);
+                    parked == live.parked
+                        && aside == live.aside
+                        && [queued, parked, aside].into_iter().filter(|place| *place).count() == 1
+                }
                 Some(step) => !queued && !parked && steps.contains(&step),
             }
         })
@@ -76,7 +81,7 @@ impl Policy {
         let quadrant = self.discipline == Discipline::Quadrant;
         let urgent = self.models.values().flat_map(|queue| queue.waiting.keys()).filter(|key| !key.easy);
         let ranked: BTreeSet<_> = self.ranked.iter().map(|(_, key)| *key).collect();
-        let waits = |live: &crate::policy::Live| live.step.is_none() && !live.plan.key.easy;
+        let waits = |live: &crate::live::Live| live.waits() && !live.plan.key.easy;
         let running = self.running.iter().filter(|step| step.booking.is_some()).count();
         let rows = |queue: &crate::queue::ModelQueue| {
             let urgent = queue.waiting.iter().filter(|(key, _)| !key.easy);
@@ -89,8 +94,7 @@ impl Policy {
     }
 
     fn shares_match(&self) -> bool {
-        let waits = |live: &&crate::policy::Live| live.step.is_none() && !live.parked;
-        let easy = self.live.values().filter(waits).filter(|live| live.plan.key.easy).count();
+        let easy = self.live.values().filter(|live| live.waits() && live.plan.key.easy).count();
         self.shares.len() == easy && self.shares.iter().count() == easy
     }
 
@@ -125,6 +129,7 @@ impl Policy {
     fn memory_is_sound(&self) -> bool {
         let idle = |model| {
             self.models.get(&model).is_none_or(|queue| queue.waiting.is_empty())
+                && self.aside(model) == 0
                 && self.running.iter().all(|step| step.model != model || step.is_stuck())
         };
         self.memory.is_sound()

@@ -18,9 +18,11 @@ mod doubt;
 mod event;
 mod fairness;
 mod floor;
+mod hosts;
 mod invariants;
 mod lately;
 mod ledger;
+mod live;
 mod load;
 mod loads;
 mod policy;
@@ -32,8 +34,8 @@ mod shares;
 mod slowdown;
 
 pub use event::{
-    Action, Cost, Discipline, Event, Eviction, Holding, LaneShape, Limits, Loaded, MemoryBudget, ModelTerms,
-    RequestRate, Requests, Residency, Step, StepOutcome, StepReport, TenantTerms, Unmet,
+    Action, Cost, Discipline, Event, Eviction, Holding, LaneShape, Limits, Loaded, Lost, MemoryBudget,
+    ModelTerms, RequestRate, Requests, Residency, Step, StepOutcome, StepReport, TenantTerms, Unmet,
 };
 pub use ledger::{Ledger, Purpose};
 pub use policy::Policy;

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use quadrant_types::{Ending, Error, ErrorCode, ModelId, Objective, Reason, Request, RequestId, Time, Work};
 
-use crate::admission::{expired, unmeetable};
+use crate::admission::{expired, unloaded, unmeetable};
 use crate::ledger::Purpose;
-use crate::policy::{Live, unloaded};
+use crate::live::Live;
 use crate::queue::ModelQueue;
 use crate::residency::{CRAMPED_PATIENCE, Call, Stage};
 use crate::{Action, Discipline, Holding, Loaded, ModelTerms, Policy};
@@ -113,7 +113,7 @@ impl Policy {
         let Work::Once { bytes_in, .. } = request.work;
         let mut plan = self.best_effort_plan(&request);
         plan.expires = expires;
-        self.live.insert(request.id, Live { request, plan, booking: None, step: None, parked: true });
+        self.live.insert(request.id, Live { parked: true, ..Live::new(request, plan) });
         self.expiries.insert((expires, request.id));
         self.bytes_in += bytes_in;
         self.queued += 1;
@@ -260,6 +260,7 @@ impl Policy {
     /// Nothing of it waits or runs.
     fn is_idle(&self, model: ModelId) -> bool {
         self.models.get(&model).is_none_or(|queue| queue.waiting.is_empty())
+            && self.aside(model) == 0
             && self.running.iter().all(|step| step.model != model)
     }
 

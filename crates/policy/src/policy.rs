@@ -3,17 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use quadrant_types::{
-    CoreSet, Ending, Error, ErrorCode, ModelId, Priority, Request, RequestId, StepId, Time, Work,
-};
+use quadrant_types::{CoreSet, Ending, Error, ErrorCode, ModelId, Priority, Request, RequestId, Time, Work};
 use rustc_hash::FxHashMap;
 
-use crate::admission::{Plan, expired};
+use crate::admission::{Plan, expired, unloaded};
 use crate::caution::Caution;
-use crate::demand::{Booking, Demand};
+use crate::demand::Demand;
 use crate::fairness::{Fairness, Level};
 use crate::floor::Floor;
+use crate::hosts::Hosts;
 use crate::ledger::Ledger;
+use crate::live::Live;
 use crate::load::Load;
 use crate::queue::{ModelQueue, OrderKey, Waiting};
 use crate::quota::Quotas;
@@ -68,20 +68,8 @@ pub struct Policy {
     pub(crate) paced_at: Time,
     pub(crate) next_step: u64,
     pub(crate) draining: bool,
+    pub(crate) hosts: Hosts,
     drained: bool,
-}
-
-/// A request that arrived and has not ended.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Live {
-    pub(crate) request: Request,
-    pub(crate) plan: Plan,
-    /// What is booked for it while it waits with a deadline.
-    pub(crate) booking: Option<Booking>,
-    /// The step it is in, or `None` while it waits.
-    pub(crate) step: Option<StepId>,
-    /// It waits for its model to be loaded, and in no queue.
-    pub(crate) parked: bool,
 }
 
 impl Policy {
@@ -123,6 +111,7 @@ impl Policy {
             paced_at: Time::ZERO,
             next_step: 0,
             draining: false,
+            hosts: Hosts::default(),
             drained: false,
         }
     }
@@ -145,6 +134,9 @@ impl Policy {
             Event::Unloaded(model) => self.unloaded(model),
             Event::Resident(bytes) => self.note_resident(bytes, actions),
             Event::Tenant(tenant, terms) => self.set_tenant(now, tenant, terms),
+            Event::Hosted(model, host) => self.hosted(model, host),
+            Event::HostDown(host, back_at) => self.host_down(now, host, back_at, actions),
+            Event::HostUp(host, generation) => self.host_up(host, generation),
             Event::Arrived(request) => self.arrived(now, request, actions),
             Event::Left(request) => self.left(request, actions),
             Event::Ended(report) => self.ended(now, report, actions),
@@ -173,7 +165,8 @@ impl Policy {
 
     /// Requests of this model that wait.
     pub fn queued(&self, model: ModelId) -> usize {
-        self.models.get(&model).map_or(0, |queue| queue.waiting.len())
+        let parked = self.memory.get(model).map_or(0, |held| held.parked.len());
+        self.models.get(&model).map_or(0, |queue| queue.waiting.len()) + parked + self.aside(model)
     }
 
     /// How many times longer than usually steps take on each core at present.
@@ -191,6 +184,7 @@ impl Policy {
     }
 
     fn model_down(&mut self, model: ModelId, actions: &mut Vec<Action>) {
+        self.unhost(model, &unloaded(), actions);
         let Some(queue) = self.models.get(&model) else { return };
         let waiting: Vec<RequestId> = queue.waiting.keys().map(|key| key.id).collect();
         for id in waiting {
@@ -222,15 +216,15 @@ impl Policy {
         if plan.deadline != Time::MAX {
             self.load.note_objective(now, plan.deadline.since(request.arrived));
         }
-        let live = Live { request, plan, booking: None, step: None, parked: false };
+        let live = Live::new(request, plan);
         let replaced = self.live.insert(request.id, live);
         assert!(replaced.is_none(), "request ids are never reused");
         self.expiries.insert((plan.expires, request.id));
-        self.enqueue(request.id, false);
+        self.wait(request.id, false);
     }
 
     /// Makes a live request wait.
-    fn enqueue(&mut self, id: RequestId, alone: bool) {
+    pub(crate) fn enqueue(&mut self, id: RequestId, alone: bool) {
         let live = self.live.get_mut(&id).expect("only live requests wait");
         let Live { request, plan, .. } = *live;
         let Work::Once { rows, shape, bytes_in } = request.work;
@@ -285,7 +279,10 @@ impl Policy {
 
     fn expire(&mut self, now: Time, actions: &mut Vec<Action>) {
         while let Some((_, id)) = self.expiries.first().filter(|(time, _)| *time <= now).copied() {
-            self.note_late(now, id);
+            // That it was kept waiting for its host says nothing of how much is let in.
+            if !self.live[&id].aside {
+                self.note_late(now, id);
+            }
             self.end(id, Ending::Failed(expired()), actions);
         }
     }
@@ -318,10 +315,11 @@ impl Policy {
         let live = self.live[&id];
         if live.parked {
             self.unpark(live.request.model, id);
-        } else if live.step.is_none() {
+        } else if live.waits() {
             self.dequeue(id);
         }
         self.live.remove(&id);
+        self.forget_hosted(id, live.request.model);
         let Work::Once { bytes_in, .. } = live.request.work;
         self.expiries.remove(&(live.plan.expires, id));
         self.bytes_in -= bytes_in;
@@ -355,6 +353,7 @@ impl Policy {
                     self.end(id, Ending::Completed, actions);
                 }
             }
+            StepOutcome::Lost(lost) => self.lost(&step, &lost, actions),
             StepOutcome::Failed(_) if several && !self.models.contains_key(&step.model) => {
                 for id in still_live {
                     self.end(id, Ending::Failed(unloaded()), actions);
@@ -364,7 +363,7 @@ impl Policy {
             StepOutcome::Failed(_) if several => {
                 for id in still_live {
                     self.live.get_mut(&id).expect("still live").step = None;
-                    self.enqueue(id, true);
+                    self.wait(id, true);
                 }
             }
             StepOutcome::Failed(error) => {
@@ -374,14 +373,11 @@ impl Policy {
             }
         }
         self.settle_quotas(now, &step, report.core_time);
+        self.after_step_of(step.model);
     }
 
     /// What a step takes besides its own time.
     pub(crate) fn handoff(&self) -> Duration {
         self.load.handoff()
     }
-}
-
-pub(crate) fn unloaded() -> Error {
-    Error::new(ErrorCode::Unavailable, "the model was unloaded")
 }

@@ -210,7 +210,8 @@ impl Policy {
         queue.doubt.note_learnt(now, step.predicted, actual);
     }
 
-    /// Ends the requests of steps that take far too long, and says so.
+    /// Ends what waits for a step that takes far too long. If its engine runs in a process of its own, that
+    /// is killed for it, and the requests are dealt with when it is gone.
     pub(crate) fn mark_stalled(&mut self, actions: &mut Vec<Action>) {
         for id in self.newly_stalled() {
             let step = self.running.iter_mut().find(|step| step.id == id).expect("just found");
@@ -219,6 +220,9 @@ impl Policy {
                 self.demand.release(booking);
             }
             actions.push(Action::LaneStalled(step.lane.id, id));
+            if self.hosts.has(step.model) {
+                continue;
+            }
             for request in step.requests.clone() {
                 if self.live.contains_key(&request) {
                     let stuck = Error::new(ErrorCode::Internal, "the engine is stuck on this step");

@@ -10,6 +10,9 @@ use quadrant_types::{
     SchedulingClass, ShapeId, StepId, TenantId, Time, Work,
 };
 
+#[path = "cases/hosts.rs"]
+mod hosts;
+
 const MS: Duration = Duration::from_millis(1);
 
 /// A policy, and all that it asked for since it was last asked, in short words.

@@ -11,15 +11,15 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use quadrant_policy::{
-    Action, Cost, Discipline, Event, Eviction, Holding, LaneShape, Limits, Loaded, MemoryBudget, ModelTerms,
-    Policy, Residency, Step, StepOutcome, StepReport, TenantTerms, TenantUsage, Unmet,
+    Action, Cost, Discipline, Event, Eviction, Holding, LaneShape, Limits, Loaded, Lost, MemoryBudget,
+    ModelTerms, Policy, Residency, Step, StepOutcome, StepReport, TenantTerms, TenantUsage, Unmet,
 };
 use quadrant_types::{
-    Ending, Error, ErrorCode, ModelId, Objective, Priority, Reason, Request, RequestId, ShapeId, StepId,
-    TenantId, Time, Work,
+    Ending, Error, ErrorCode, HostId, ModelId, Objective, Priority, Reason, Request, RequestId, ShapeId,
+    StepId, TenantId, Time, Work,
 };
 
-use happening::{Happening, disciplines, happenings, lanes};
+use happening::{Happening, How, disciplines, happenings, lanes};
 
 /// The scheduler with a world around it that keeps count.
 struct World {
@@ -33,6 +33,7 @@ struct World {
     loading: Option<ModelId>,
     unloading: Vec<ModelId>,
     models: u32,
+    generation: u64,
     drains: u32,
     /// What each tenant may have at once, and how many of its requests are under way that were let in since.
     concurrency_max: BTreeMap<TenantId, Option<u32>>,
@@ -61,6 +62,7 @@ impl World {
             loading: None,
             unloading: Vec::new(),
             models: 0,
+            generation: 0,
             drains: 0,
             concurrency_max: BTreeMap::new(),
             log: Vec::new(),
@@ -179,29 +181,31 @@ impl World {
             Happening::Leave(index) => {
                 self.event(Event::Left(RequestId((index % (self.requests.len() + 1)) as u64)))
             }
-            Happening::StepEnds { index, fails } => self.step_ends(index, fails),
+            Happening::StepEnds { index, how } => self.step_ends(index, how),
+            Happening::HostDown { host, back_us } => {
+                let back_at = self.now + Duration::from_micros(back_us);
+                self.event(Event::HostDown(HostId(host), back_at))
+            }
+            Happening::HostUp(host) => {
+                self.generation += 1;
+                self.event(Event::HostUp(HostId(host), self.generation))
+            }
             Happening::Up { rows_max, ref widths, queue_max, delay_us, demotes } => {
                 let terms = terms(rows_max, widths.clone(), queue_max, Duration::from_micros(delay_us));
                 let terms =
                     ModelTerms { unmet: if demotes { Unmet::Demote } else { Unmet::Refuse }, ..terms };
                 self.models += 1;
+                // Of four models two share a host, one has its own, and one runs in the server.
+                if let Some(host) = [Some(0), Some(0), Some(1), None][(self.models - 1) as usize % 4] {
+                    self.event(Event::Hosted(ModelId(self.models - 1), HostId(host)))?;
+                }
                 self.event(Event::ModelUp(ModelId(self.models - 1), terms))
             }
             Happening::Down(model) => self.down(ModelId(model)),
             Happening::Known { bytes, load_ms, pinned, idle_us } => {
-                let residency = match pinned {
-                    true => Residency::Pinned,
-                    false => Residency::OnDemand { idle_after: idle_us.map(Duration::from_micros) },
-                };
-                let load_time = Duration::from_millis(load_ms);
-                let (load_bytes, objective) = (bytes + bytes / 4, None);
-                let holding = Holding { bytes, load_bytes, load_time, residency, objective };
-                self.models += 1;
-                self.event(Event::Known(
-                    ModelId(self.models - 1),
-                    terms(3, vec![1], 5, Duration::ZERO),
-                    holding,
-                ))
+                let idle_after = idle_us.map(Duration::from_micros);
+                let residency = if pinned { Residency::Pinned } else { Residency::OnDemand { idle_after } };
+                self.known(bytes, Duration::from_millis(load_ms), residency)
             }
             Happening::LoadWanted(model) => self.event(Event::LoadWanted(ModelId(model))),
             Happening::UnloadWanted(model) => self.event(Event::UnloadWanted(ModelId(model))),
@@ -226,6 +230,17 @@ impl World {
             prop_assert_eq!(self.policy.tenant_usage(self.now, tenant), None, "nothing is left of it");
         }
         Ok(())
+    }
+
+    fn known(&mut self, bytes: u64, load_time: Duration, residency: Residency) -> Result<(), TestCaseError> {
+        let (load_bytes, objective) = (bytes + bytes / 4, None);
+        let holding = Holding { bytes, load_bytes, load_time, residency, objective };
+        let model = ModelId(self.models);
+        self.models += 1;
+        if self.models.is_multiple_of(3) {
+            self.event(Event::Hosted(model, HostId(1)))?;
+        }
+        self.event(Event::Known(model, terms(3, vec![1], 5, Duration::ZERO), holding))
     }
 
     /// A model is forgotten, in whatever state.
@@ -254,15 +269,19 @@ impl World {
         self.event(Event::Unloaded(model))
     }
 
-    fn step_ends(&mut self, index: usize, fails: bool) -> Result<(), TestCaseError> {
+    fn step_ends(&mut self, index: usize, how: How) -> Result<(), TestCaseError> {
         if self.running.is_empty() {
             return Ok(());
         }
         let step = self.running.swap_remove(index % self.running.len()).id;
-        let outcome = if fails {
-            StepOutcome::Failed(Error::new(ErrorCode::Internal, "broken"))
-        } else {
-            StepOutcome::Completed
+        let outcome = match how {
+            How::Completes => StepOutcome::Completed,
+            How::Fails => StepOutcome::Failed(Error::new(ErrorCode::Internal, "broken")),
+            How::Lost { began, late } => StepOutcome::Lost(Lost {
+                error: Error::new(ErrorCode::Unavailable, "gone"),
+                began,
+                generation: self.generation.saturating_sub(u64::from(late)),
+            }),
         };
         self.event(Event::Ended(StepReport {
             step,
@@ -278,7 +297,7 @@ impl World {
         self.event(Event::Drain)?;
         for _ in 0..1_000 {
             if !self.running.is_empty() {
-                self.step_ends(0, false)?;
+                self.step_ends(0, How::Completes)?;
             } else if self.loading.is_some() {
                 self.load_ends(false, 50)?;
             } else if !self.unloading.is_empty() {

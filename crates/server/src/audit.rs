@@ -86,7 +86,7 @@ mod tests {
             tenants: BTreeMap::new(),
             limits: quadrant_policy::Limits::default(),
             probe_budget: Duration::from_secs(1),
-            program: None,
+            engine_host: None,
             poll: None,
             profiles_dir: None,
             defaults: ModelSettings::default(),

@@ -239,7 +239,7 @@ impl Checker {
                 Discipline::Clockwork => true,
                 Discipline::Fifo => false,
             },
-            Some(Reason::Expired) | None => false,
+            Some(Reason::Expired | Reason::EngineAway | Reason::Lethal) | None => false,
         }
     }
 

@@ -10,7 +10,21 @@ use std::io;
 /// `Unsupported` where there is no such file; otherwise what reading it gave.
 #[cfg(target_os = "linux")]
 pub fn resident_bytes() -> io::Result<u64> {
-    let statm = std::fs::read_to_string("/proc/self/statm")?;
+    resident("/proc/self/statm")
+}
+
+/// The resident set of another process in bytes.
+///
+/// # Errors
+/// As [`resident_bytes`], or that there is no such process.
+#[cfg(target_os = "linux")]
+pub fn resident_bytes_of(process: u32) -> io::Result<u64> {
+    resident(&format!("/proc/{process}/statm"))
+}
+
+#[cfg(target_os = "linux")]
+fn resident(path: &str) -> io::Result<u64> {
+    let statm = std::fs::read_to_string(path)?;
     let pages = statm.split_ascii_whitespace().nth(1).and_then(|field| field.parse::<u64>().ok());
     let pages =
         pages.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "statm has no second number"))?;
@@ -25,6 +39,15 @@ pub fn resident_bytes() -> io::Result<u64> {
 /// Always `Unsupported`: only Linux has a cheap way to know.
 #[cfg(not(target_os = "linux"))]
 pub fn resident_bytes() -> io::Result<u64> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// The resident set of another process in bytes.
+///
+/// # Errors
+/// Always `Unsupported`: only Linux has a cheap way to know.
+#[cfg(not(target_os = "linux"))]
+pub fn resident_bytes_of(_process: u32) -> io::Result<u64> {
     Err(io::ErrorKind::Unsupported.into())
 }
 

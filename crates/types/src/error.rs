@@ -120,11 +120,15 @@ pub enum Reason {
     TenantBytes,
     /// Its tenant has used up its share of the device.
     TenantDeviceTime,
+    /// The process of the model's engine is away, for longer than the request can wait.
+    EngineAway,
+    /// The request ended the process of the model's engine twice, the second time alone.
+    Lethal,
 }
 
 impl Reason {
     /// Every reason, for tables and metrics.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::DeadlineUnmeetable,
         Self::Shed,
         Self::Expired,
@@ -136,6 +140,8 @@ impl Reason {
         Self::TenantConcurrency,
         Self::TenantBytes,
         Self::TenantDeviceTime,
+        Self::EngineAway,
+        Self::Lethal,
     ];
 
     /// The machine-readable name, as in headers and metric labels.
@@ -152,6 +158,8 @@ impl Reason {
             Self::TenantConcurrency => "tenant_concurrency",
             Self::TenantBytes => "tenant_bytes",
             Self::TenantDeviceTime => "tenant_device_time",
+            Self::EngineAway => "engine_away",
+            Self::Lethal => "lethal",
         }
     }
 }

@@ -33,6 +33,10 @@ id!(
     LaneId(u16), "l"
 );
 id!(
+    /// A process that engines run in, apart from the server's own: models that share one end together.
+    HostId(u32), "h"
+);
+id!(
     /// Whoever shares the device with others: best-effort work is divided among tenants by weight, and each
     /// may have quotas. Interned by the shell; 0 is everybody who does not say who he is.
     TenantId(u32), "t"

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -21,8 +21,6 @@ pub(crate) struct Server {
     pub(crate) grpc: String,
     /// Of Quadrant.
     pub(crate) metrics: Option<String>,
-    /// Its log, kept open so that writing to it does not fail.
-    _log: Option<BufReader<ChildStderr>>,
     /// Whether it has processes of its own, in a process group with it.
     group: bool,
 }
@@ -63,7 +61,9 @@ impl Server {
         }
         let http = http.context("the server did not say its address")?;
         let grpc = grpc.unwrap_or_default();
-        Ok(Self { child, http, grpc, metrics, _log: Some(log), group: false })
+        // Read to its end, so that writing to it neither fails nor waits.
+        std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
+        Ok(Self { child, http, grpc, metrics, group: false })
     }
 
     /// A bare echo server: `echo-http` or `echo-grpc`.
@@ -78,12 +78,12 @@ impl Server {
         BufReader::new(child.stdout.take().context("the echo server says nothing")?)
             .read_line(&mut address)?;
         let address = address.trim().to_owned();
-        Ok(Self { child, http: address.clone(), grpc: address, metrics: None, _log: None, group: false })
+        Ok(Self { child, http: address.clone(), grpc: address, metrics: None, group: false })
     }
 
     /// A server that was started elsewhere, as the leader of a process group of its own, without gRPC.
     pub(crate) fn of_group(child: Child, http: String) -> Self {
-        Self { child, http, grpc: String::new(), metrics: None, _log: None, group: true }
+        Self { child, http, grpc: String::new(), metrics: None, group: true }
     }
 
     /// How it ended, if it did.
@@ -124,6 +124,6 @@ impl Drop for Server {
 }
 
 /// Sends a signal to a process, or to a group if it starts with `-`. That there is none left is as well.
-fn kill(signal: &str, whom: &str) {
+pub(super) fn kill(signal: &str, whom: &str) {
     works("sh", &["-c", "kill -s \"$0\" -- \"$1\"", signal, whom]);
 }

@@ -72,7 +72,7 @@ impl Mix {
     }
 
     /// The member of this name, in whichever mix.
-    pub(super) fn member(name: &str) -> Option<&'static Member> {
+    pub(crate) fn member(name: &str) -> Option<&'static Member> {
         MEMBERS.iter().find(|member| member.name == name)
     }
 

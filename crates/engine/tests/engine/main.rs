@@ -10,6 +10,7 @@
 mod classes;
 mod emulated;
 mod header;
+mod isolated;
 mod lane;
 mod onnx_file;
 mod ort;

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use quadrant_types::{Ending, Error, RequestId, Tensor};
+use quadrant_types::{Ending, Error, Reason, RequestId, Tensor};
 use tokio::sync::oneshot;
 
 use super::{Core, Driver};
@@ -44,10 +44,18 @@ impl Driver {
             }
             Ending::Failed(error) => {
                 pending.model.metrics.failed(error.code);
+                if let Some(hosted) = pending.model.hosted.as_ref().filter(|_| is_lethal(&error)) {
+                    self.telemetry.input_refused(&pending.model.spec.name, id);
+                    hosted.refused.add(&pending.inputs);
+                }
                 Err(error)
             }
         };
         self.telemetry.ended.inc();
         core.ended.push(Ended { answer: pending.answer, result, inputs: pending.inputs });
     }
+}
+
+fn is_lethal(error: &Error) -> bool {
+    error.reason == Some(Reason::Lethal)
 }

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use quadrant_engine::{LaneReport, PartOutputs};
-use quadrant_policy::{Step, StepOutcome, StepReport};
+use quadrant_engine::{EngineError, LaneReport, PartOutputs};
+use quadrant_policy::{Lost, Step, StepOutcome, StepReport};
 use quadrant_types::{ErrorCode, Time};
 
 use super::{Begun, Core, Driver};
@@ -48,6 +48,10 @@ impl Driver {
                 self.hand_out(core, &step_plan, executed, parts);
                 model.metrics.executed(step_plan.rows, real, step_plan.predicted);
                 StepOutcome::Completed
+            }
+            // Said once for all its steps, when the process ended.
+            Err(lost @ EngineError::Lost { began, generation, .. }) => {
+                StepOutcome::Lost(Lost { error: to_client(&lost), began, generation })
             }
             Err(error) => {
                 let error = to_client(&error);

@@ -19,7 +19,7 @@ use crate::opening::{
 use crate::profiles::{ProfileStore, Stored};
 use crate::registry::ShapeTable;
 use crate::repository::{ModelFiles, Stamp};
-use crate::{Config, ModelEntry};
+use crate::{Config, Isolation, ModelEntry, ModelSettings};
 
 /// How long to wait before offering something again to a lane that is full.
 const LANE_FULL_WAIT: Duration = Duration::from_millis(1);
@@ -55,26 +55,30 @@ impl Loader {
     /// If it killed the child: it would kill this process, too.
     pub(super) fn profile(&self, known: &Known) -> Result<Option<Profile>, String> {
         let stored = self.stored_profile(known);
-        let can_measure = self.config.program.is_some() && self.config.profiles_dir.is_some();
+        let can_measure = self.config.engine_host.is_some() && self.config.profiles_dir.is_some();
         if stored.as_ref().is_some_and(|profile| profile.occupancy.is_some() || !can_measure) {
             self.handle.telemetry.profile_reused(&known.name);
             return Ok(stored);
         }
+        // What runs in a process of its own is tried out there.
+        if is_isolated(&known.settings) {
+            return Ok(stored);
+        }
         let source = source(&known.name, known.version, &known.files, &known.settings);
-        let (Some(program), Some(folder), Ok(engine)) =
-            (&self.config.program, &self.config.profiles_dir, source.engine_kind(&self.engines))
+        let (Some(command), Some(folder), Ok(engine)) =
+            (&self.config.engine_host, &self.config.profiles_dir, source.engine_kind(&self.engines))
         else {
             return Ok(None);
         };
-        let model = Subject {
-            program,
-            model: &known.files.model,
-            engine,
-            onnxruntime: self.config.onnxruntime.as_deref(),
-            cores: self.config.cores,
-        };
         let options = probe_options(&known.settings, &self.config);
-        match measured_in_child(&model, &options, folder, &self.engines.clock) {
+        let (command, folder, model) = (command.clone(), folder.clone(), known.files.model.clone());
+        let (config, clock) = (Arc::clone(&self.config), Arc::clone(&self.engines.clock));
+        let measure = move || {
+            let (program, onnxruntime) = (&*command.program, config.onnxruntime.as_deref());
+            let subject = Subject { program, model: &model, engine, onnxruntime, cores: config.cores };
+            measured_in_child(&subject, &options, &folder, &clock)
+        };
+        match self.aside.run(measure)? {
             Ok(()) => Ok(self.stored_profile(known)),
             Err(ChildError::Died(how)) => Err(format!("it killed the process that tried it out: {how}")),
             // Why it does not load is told when it is loaded here.
@@ -89,7 +93,9 @@ impl Loader {
         let source = source(&known.name, known.version, &known.files, &known.settings);
         let kind = source.engine_kind(&self.engines).ok()?;
         let store = self.profiles.as_ref()?;
-        let key = store.key(&known.files.model, engine_version(&self.engines, kind)).ok()?;
+        let engine = engine_version(&self.engines, kind, is_isolated(&known.settings));
+        let (reader, model) = (store.clone(), known.files.model.clone());
+        let key = self.aside.run(move || reader.key(&model, engine)).ok()?.ok()?;
         match store.find(&key, &probe_options(&known.settings, &self.config)) {
             Stored::Fits(profile) => Some(profile),
             Stored::Unusable(reason) => {
@@ -103,9 +109,9 @@ impl Loader {
     /// Opens a model to requests without loading it, if it is one that is loaded on demand and enough is
     /// known of it.
     pub(super) fn open_absent(&self, id: ModelId, known: &mut Known) -> bool {
-        let on_demand = known.settings.on_demand == Some(true);
-        let Some(profile) = known.profile.clone().filter(|profile| on_demand && profile.occupancy.is_some())
-        else {
+        // Its process has to be there first.
+        let may = known.settings.on_demand == Some(true) && !is_isolated(&known.settings);
+        let Some(profile) = known.profile.clone().filter(|profile| may && profile.occupancy.is_some()) else {
             return false;
         };
         let source = source(&known.name, known.version, &known.files, &known.settings);
@@ -143,7 +149,7 @@ impl Loader {
             Ok(bytes) => self.loaded(id, bytes, took),
             Err(reason) => {
                 // Some lanes may have it already.
-                drop(self.take_back_all(id));
+                self.take_down(id, None);
                 let text = format!("the model cannot be loaded: {reason}");
                 let error = Error::new(ErrorCode::Unavailable, text);
                 self.handle.driver.post(Message::LoadEnded(id, Err(error)));
@@ -154,8 +160,10 @@ impl Loader {
 
     /// Reads the model and gives it to the lanes. Returns the bytes that it takes.
     fn bring(&self, id: ModelId, known: &mut Known) -> Result<u64, String> {
-        let opened = open(&known.name, known.version, &known.files, (&self.engines, &self.config))?;
-        let Opened { model, spec, kind, unused, .. } = opened;
+        let (name, version, files) = (known.name.clone(), known.version, known.files.clone());
+        let with = (self.engines.clone(), Arc::clone(&self.config), Arc::clone(&self.hosts));
+        let opened = self.aside.run(move || open(&name, version, &files, (&with.0, &with.1, &with.2)))??;
+        let Opened { model, spec, kind, unused, hosted, .. } = opened;
         if known.entry.is_none() && !unused.is_empty() {
             self.handle.telemetry.settings_unused(&known.name, &unused);
         }
@@ -169,7 +177,8 @@ impl Loader {
         }
         self.install(id, &model, &profile.widths, self.own_lane(id))?;
         if known.entry.is_none() {
-            known.entry = Some(Arc::new(self.entry(id, known, (spec, kind.name()), &profile)));
+            let entry = self.entry(id, known, (spec, kind.name()), &profile);
+            known.entry = Some(Arc::new(ModelEntry { hosted, ..entry }));
         }
         let bytes = holding(&known.files.model, Some(&profile), &known.settings).bytes;
         known.profile = Some(profile);
@@ -184,7 +193,10 @@ impl Loader {
         // One that could not be tried out may be luckier next time.
         let store = self.profiles.as_ref().filter(|_| !profile.costs.is_empty());
         let keep = |store: &ProfileStore| {
-            let key = store.key(&known.files.model, engine_version(&self.engines, engine))?;
+            let key = store.key(
+                &known.files.model,
+                engine_version(&self.engines, engine, is_isolated(&known.settings)),
+            )?;
             store.keep(&key, &options, &profile)
         };
         if let Some(Err(error)) = store.map(keep) {
@@ -213,6 +225,7 @@ impl Loader {
             rationale: profile.reason.clone(),
             on_demand: known.settings.on_demand == Some(true),
             resident: AtomicBool::new(false),
+            hosted: None,
             metrics: self.handle.telemetry.model(&known.name, known.version),
             shapes: ShapeTable::default(),
             spec,
@@ -225,6 +238,9 @@ impl Loader {
         let Some(entry) = known.entry.clone() else { return };
         entry.resident.store(true, Ordering::Relaxed);
         self.handle.telemetry.model_loaded(&entry, took, known.state == State::Coming);
+        if let Some(hosted) = &entry.hosted {
+            self.handle.driver.post(Message::Hosted(id, hosted.id));
+        }
         let loaded = Loaded { terms: entry.terms.clone(), bytes, took };
         self.handle.driver.post(Message::LoadEnded(id, Ok(loaded)));
         if known.state != State::Coming {
@@ -266,23 +282,28 @@ impl Loader {
 
     /// Takes a model back from the lanes and gives its memory back.
     pub(super) fn unload(&mut self, id: ModelId) {
-        drop(self.take_back_all(id));
-        if let Some(known) = self.known.get_mut(&id) {
-            known.model = None;
-            if let Some(entry) = &known.entry {
-                entry.resident.store(false, Ordering::Relaxed);
-                self.handle.telemetry.model_unloaded(entry);
-            }
+        let model = self.known.get_mut(&id).and_then(|known| known.model.take());
+        self.take_down(id, model);
+        if let Some(entry) = self.known.get(&id).and_then(|known| known.entry.as_ref()) {
+            entry.resident.store(false, Ordering::Relaxed);
+            self.handle.telemetry.model_unloaded(entry);
         }
-        quadrant_sys::return_freed_memory();
         self.handle.driver.post(Message::Unloaded(id));
         if self.known.get(&id).is_some_and(|known| known.state == State::Leaving) {
             self.gone(id);
         }
     }
 
-    fn take_back_all(&self, id: ModelId) -> Vec<Box<dyn Runner>> {
-        self.lanes.iter().filter_map(|lane| self.take_back(lane.id, id)).collect()
+    /// Takes a model from all lanes, and it and what they had of it down.
+    fn take_down(&self, id: ModelId, model: Option<Arc<dyn Model>>) {
+        let runners: Vec<Box<dyn Runner>> =
+            self.lanes.iter().filter_map(|lane| self.take_back(lane.id, id)).collect();
+        let down = move || {
+            drop((runners, model));
+            quadrant_sys::return_freed_memory();
+        };
+        // An engine that panics when it goes has said so.
+        drop(self.aside.run(down));
     }
 
     fn take_back(&self, lane: LaneId, id: ModelId) -> Option<Box<dyn Runner>> {
@@ -321,7 +342,8 @@ impl Loader {
         };
         lanes.sort_by_key(|lane| Reverse(lane.cores.len()));
         for lane in lanes {
-            let mut runner = model.runner(&lane).map_err(reason)?;
+            let there = Arc::clone(model);
+            let mut runner = self.aside.run(move || there.runner(&lane))?.map_err(reason)?;
             while let Err(refused) = self.handle.driver.install(lane.id, id, runner) {
                 match refused.reason {
                     Refusal::Full => std::thread::park_timeout(LANE_FULL_WAIT),
@@ -332,4 +354,8 @@ impl Loader {
         }
         Ok(())
     }
+}
+
+fn is_isolated(settings: &ModelSettings) -> bool {
+    settings.isolation == Some(Isolation::Process)
 }

@@ -114,8 +114,8 @@ impl ModelMetrics {
                 (Ending::Completed, _) if now <= by => 0,
                 (Ending::Completed, _) => 1,
                 (Ending::Failed(_), Some(Reason::Shed | Reason::Expired)) => 3,
+                (Ending::Failed(_), None | Some(Reason::Lethal)) => 4,
                 (Ending::Failed(_), Some(_)) => 2,
-                (Ending::Failed(_), None) => 4,
             };
             self.objectives[outcome].inc();
         }

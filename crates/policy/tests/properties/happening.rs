@@ -21,8 +21,13 @@ pub(crate) enum Happening {
     Leave(usize),
     StepEnds {
         index: usize,
-        fails: bool,
+        how: How,
     },
+    HostDown {
+        host: u32,
+        back_us: u64,
+    },
+    HostUp(u32),
     Up {
         rows_max: u32,
         widths: Vec<usize>,
@@ -50,6 +55,26 @@ pub(crate) enum Happening {
     Drain,
 }
 
+/// How a step ends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum How {
+    Completes,
+    Fails,
+    /// Under the present process of its host, or under one before.
+    Lost {
+        began: bool,
+        late: bool,
+    },
+}
+
+fn how() -> impl Strategy<Value = How> {
+    prop_oneof![
+        3 => Just(How::Completes),
+        2 => Just(How::Fails),
+        2 => (any::<bool>(), any::<bool>()).prop_map(|(began, late)| How::Lost { began, late }),
+    ]
+}
+
 fn happening() -> impl Strategy<Value = Happening> {
     let who = (0..4_u32, 0..3_u32, 0..3_u32);
     let what = (0..6_u32, 0..3_u32, proptest::option::of(0..3_000_u64), any::<bool>());
@@ -70,7 +95,9 @@ fn happening() -> impl Strategy<Value = Happening> {
     prop_oneof![
         12 => arrive,
         2 => any::<usize>().prop_map(Happening::Leave),
-        8 => (any::<usize>(), any::<bool>()).prop_map(|(index, fails)| Happening::StepEnds { index, fails }),
+        8 => (any::<usize>(), how()).prop_map(|(index, how)| Happening::StepEnds { index, how }),
+        1 => (0..2_u32, 0..6_000_u64).prop_map(|(host, back_us)| Happening::HostDown { host, back_us }),
+        2 => (0..2_u32).prop_map(Happening::HostUp),
         2 => up,
         1 => (0..4_u32).prop_map(Happening::Down),
         2 => (0..3_u32, proptest::option::weighted(0.8, tenant_terms())).prop_map(

@@ -29,7 +29,7 @@ fn status(handle: &Handle, service: &str) -> Option<ServingStatus> {
     let is_serving = match service {
         "" | SERVICE | HEALTH => handle.is_ready(),
         model => match handle.find(model, None) {
-            Ok(_) => true,
+            Ok(entry) => entry.is_ready(),
             Err(_) if handle.index().iter().any(|line| line.name == model) => false,
             Err(_) => return None,
         },

@@ -42,7 +42,8 @@ pub(crate) fn server_ready(handle: &Handle, _: ServerReadyRequest) -> Result<Ser
 
 #[expect(clippy::unnecessary_wraps, reason = "every call has this shape")]
 pub(crate) fn model_ready(handle: &Handle, request: &ModelReadyRequest) -> Result<ModelReadyResponse, Error> {
-    Ok(ModelReadyResponse { ready: find(handle, &request.name, &request.version).is_ok() })
+    let found = find(handle, &request.name, &request.version);
+    Ok(ModelReadyResponse { ready: found.is_ok_and(|entry| entry.is_ready()) })
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "every call has this shape")]

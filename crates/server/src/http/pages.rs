@@ -42,9 +42,9 @@ pub(crate) fn page(shared: &Shared, caller: &Caller, page: &Page<'_>) -> Respons
         Page::Model(name, version) => found(handle, name, *version, |entry| model(handle, entry)),
         Page::ModelConfig(name, version) => found(handle, name, *version, config),
         Page::ModelReady(name, version) => match handle.find(name, *version) {
-            Ok(_) => empty(),
+            Ok(entry) if entry.is_ready() => empty(),
             // Triton's answer, whatever the reason.
-            Err(_) => error_response(&Error::invalid("Model version not ready")),
+            Ok(_) | Err(_) => error_response(&Error::invalid("Model version not ready")),
         },
     }
 }

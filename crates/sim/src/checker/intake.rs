@@ -70,7 +70,12 @@ impl Checker {
             }
             Event::Drain => self.draining = true,
             Event::Tenant(tenant, terms) => self.set_book(now, *tenant, *terms),
-            Event::Left(_) | Event::Tick | Event::Resident(_) => {}
+            Event::Left(_)
+            | Event::Tick
+            | Event::Resident(_)
+            | Event::Hosted(..)
+            | Event::HostDown(..)
+            | Event::HostUp(..) => {}
         }
         EndedStep::default()
     }

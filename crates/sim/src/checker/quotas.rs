@@ -159,7 +159,9 @@ impl Checker {
                 | Reason::QueueFull
                 | Reason::ServerFull
                 | Reason::BytesFull
-                | Reason::MemoryFull,
+                | Reason::MemoryFull
+                | Reason::EngineAway
+                | Reason::Lethal,
             ) => false,
         }
     }
