@@ -7,16 +7,16 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use quadrant_engine::{
-    EngineError, EngineHost, HostCommand, HostEvent, HostSink, HostSpec, Model, ModelSource,
+    EngineError, EngineHost, Engines, HostCommand, HostEvent, HostSink, HostSpec, Model, ModelSource,
 };
 use quadrant_types::{Clock, Error, HostId, Reason, Tensor};
 use sha2::{Digest, Sha256};
 
-use crate::ModelSettings;
 use crate::config::Isolation;
 use crate::driver::Driver;
 use crate::message::Message;
 use crate::telemetry::Telemetry;
+use crate::{Config, Handle, ModelSettings};
 
 /// Inputs of one model that are remembered for having ended its engine; the oldest is forgotten first.
 const REFUSED_MAX: usize = 256;
@@ -162,6 +162,19 @@ fn hash(inputs: &[Tensor]) -> [u8; 32] {
         hash.update(&input.data);
     }
     hash.finalize().into()
+}
+
+/// The processes of engines; what happens to them is told to the scheduler.
+pub(crate) fn hosts(handle: &Handle, engines: &Engines, config: &Config) -> HostTable {
+    let (driver, telemetry) = (Arc::downgrade(&handle.driver), Arc::clone(&handle.telemetry));
+    let clock = Arc::clone(&engines.clock);
+    let sinks = Box::new(move |id, name: &str| {
+        let (driver, telemetry) = (Weak::clone(&driver), Arc::clone(&telemetry));
+        let (name, clock) = (name.to_owned(), Arc::clone(&clock));
+        Arc::new(Reporter { id, name, driver, telemetry, clock }) as Arc<dyn HostSink>
+    });
+    let (command, library) = (config.engine_host.clone(), config.onnxruntime.clone());
+    HostTable::new(command, library, Arc::clone(&engines.clock), sinks)
 }
 
 /// Tells the scheduler and the operator what happens to a process.

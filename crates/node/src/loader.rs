@@ -7,13 +7,13 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
-use quadrant_engine::{Engines, HostSink, LaneSpec, Model, Profile};
+use quadrant_engine::{Engines, LaneSpec, Model, Profile};
 use quadrant_types::{Error, ErrorCode, ModelId, Time};
 
-use crate::isolation::{HostTable, Reporter};
+use crate::isolation::{self, HostTable};
 use crate::message::Message;
 use crate::orders::{Order, Reply, Wish};
 use crate::profiles::ProfileStore;
@@ -25,6 +25,8 @@ mod deeds;
 
 use aside::Aside;
 
+/// Wishes that may wait for names that are on their way to something.
+const DEFERRED_MAX: usize = 256;
 /// How often it is looked at whether a model that goes has no more requests.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 /// The longest time without anything to do.
@@ -96,7 +98,7 @@ impl Loader {
         let profiles = folder.map(|folder| ProfileStore::new(folder, config.cores.len()));
         Ok(Self {
             aside: Aside::start(config.cores)?,
-            hosts: Arc::new(hosts(&handle, &engines, &config)),
+            hosts: Arc::new(isolation::hosts(&handle, &engines, &config)),
             looked_at: handle.now(),
             handle,
             engines,
@@ -216,7 +218,12 @@ impl Loader {
 
     fn wish(&mut self, wish: Wish, name: String, reply: Option<Reply>) {
         if self.is_busy(&name) {
-            return self.deferred.push_back((wish, name, reply));
+            if self.deferred.len() < DEFERRED_MAX {
+                return self.deferred.push_back((wish, name, reply));
+            }
+            let text = format!("`{DEFERRED_MAX}` loads and unloads wait for others already");
+            let full = Error::new(ErrorCode::ResourceExhausted, text).retry_after(Duration::from_secs(1));
+            return tell(reply, Err(full));
         }
         match wish {
             Wish::Load => self.wish_load(&name, reply),
@@ -242,6 +249,9 @@ impl Loader {
         let is_open = |id: &ModelId| self.known.get(id).is_some_and(|known| known.state == State::Open);
         let replaces = current.filter(is_open);
         if replaces.is_none() {
+            if let Some(known) = current.and_then(|id| self.known.get(&id)) {
+                self.handle.registry.forget(name, known.version);
+            }
             current.into_iter().for_each(|id| self.forget(id));
             self.handle.registry.loading(name, version);
         }
@@ -382,17 +392,4 @@ impl Loader {
 fn tell(reply: Option<Reply>, result: Result<(), Error>) {
     // He may have given up waiting.
     reply.into_iter().for_each(|reply| drop(reply.send(result.clone())));
-}
-
-/// The processes of engines; what happens to them is told to the scheduler.
-fn hosts(handle: &Handle, engines: &Engines, config: &Config) -> HostTable {
-    let (driver, telemetry) = (Arc::downgrade(&handle.driver), Arc::clone(&handle.telemetry));
-    let clock = Arc::clone(&engines.clock);
-    let sinks = Box::new(move |id, name: &str| {
-        let (driver, telemetry) = (Weak::clone(&driver), Arc::clone(&telemetry));
-        let (name, clock) = (name.to_owned(), Arc::clone(&clock));
-        Arc::new(Reporter { id, name, driver, telemetry, clock }) as Arc<dyn HostSink>
-    });
-    let (command, library) = (config.engine_host.clone(), config.onnxruntime.clone());
-    HostTable::new(command, library, Arc::clone(&engines.clock), sinks)
 }

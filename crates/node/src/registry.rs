@@ -190,6 +190,12 @@ impl Registry {
         }
     }
 
+    /// Forgets a version, whose place another takes.
+    pub(crate) fn forget(&self, name: &str, version: u64) {
+        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        slots.get_mut(name).and_then(|versions| versions.remove(&version));
+    }
+
     pub(crate) fn unavailable(&self, name: &str, version: u64, reason: String) {
         self.set(name, version, Slot::Unavailable(reason));
     }

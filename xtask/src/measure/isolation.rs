@@ -17,8 +17,11 @@ const TENSOR: &str = "x=FP32[1,150000]";
 
 /// Requests per second for each of the two models while one of them dies.
 const RATE: &str = "40";
-/// How often it dies.
-const DEATH_EVERY: Duration = Duration::from_millis(1_500);
+/// When it dies, from the beginning of the load on. Once in a window: what keeps ending is started again
+/// later and later, so that windows would not be alike.
+const DIES_AFTER: Duration = Duration::from_millis(2_500);
+/// The longest window.
+const WINDOW_MAX: Duration = Duration::from_mins(10);
 /// How long it may take to be back, loading included.
 const BACK_MAX: Duration = Duration::from_secs(10);
 /// What an emulated model aborts at, and what it takes memory without end at.
@@ -86,7 +89,7 @@ struct Window {
     back: f64,
 }
 
-/// The 99th percentile of a model while another one dies again and again, over the same load without deaths;
+/// The 99th percentile of a model while another one dies once, over the same load without deaths;
 /// and that nobody's requests fail but those that kill.
 pub(super) fn harm(args: &MeasureArgs) -> Result<()> {
     let description = format!(
@@ -102,12 +105,14 @@ pub(super) fn harm(args: &MeasureArgs) -> Result<()> {
     )?;
     for death in [Death::Kill, Death::Leak, Death::Abort] {
         let server = Server::quadrant(&models, &config)?;
+        let mut number = 0_u8;
         let (pairs, voids) = repeat(args.repetitions, || {
+            number = number.wrapping_add(1);
             let quiet = match window(args, &server, None)? {
                 Ok(window) => window,
                 Err(void) => return Ok(Err(void)),
             };
-            Ok(window(args, &server, Some(death))?.map(|deadly| (quiet, deadly)))
+            Ok(window(args, &server, Some((death, number)))?.map(|deadly| (quiet, deadly)))
         })?;
         let column = |of: fn(&(Window, Window)) -> f64| pairs.iter().map(of).collect::<Vec<f64>>();
         let deaths: usize = pairs.iter().map(|(_, deadly)| deadly.deaths).sum();
@@ -127,7 +132,7 @@ pub(super) fn harm(args: &MeasureArgs) -> Result<()> {
 }
 
 /// One window of load on both models.
-fn window(args: &MeasureArgs, server: &Server, death: Option<Death>) -> Result<Result<Window, String>> {
+fn window(args: &MeasureArgs, server: &Server, death: Option<(Death, u8)>) -> Result<Result<Window, String>> {
     let seconds = args.seconds.to_string();
     let load = |name: &str| {
         let model = format!("{name}:x=UINT8[1,16]=ones");
@@ -137,7 +142,10 @@ fn window(args: &MeasureArgs, server: &Server, death: Option<Death>) -> Result<R
     let over = AtomicBool::new(false);
     let (steady, victim, deaths) = std::thread::scope(|scope| {
         let (steady, victim) = (scope.spawn(|| load("steady")), scope.spawn(|| load("victim")));
-        let deaths = scope.spawn(|| death.map_or(Ok((0, Duration::ZERO)), |death| die(server, death, &over)));
+        let deaths = scope.spawn(|| match death {
+            Some((death, number)) => die(server, death, number, &over),
+            None => Ok((0, Duration::ZERO)),
+        });
         let (steady, victim) = (steady.join(), victim.join());
         over.store(true, Ordering::Relaxed);
         (steady, victim, deaths.join())
@@ -152,28 +160,25 @@ fn window(args: &MeasureArgs, server: &Server, death: Option<Death>) -> Result<R
     Ok(steady.void.or(victim.void).map_or(Ok(window), Err))
 }
 
-/// Lets the victim's process die until it is over: how often, and the longest until it served again.
-fn die(server: &Server, death: Death, over: &AtomicBool) -> Result<(usize, Duration)> {
-    let (mut deaths, mut longest) = (0, Duration::ZERO);
-    // Each lethal input is a new one: the same again would be refused.
-    let mut number = 0_u8;
-    loop {
-        if within(DEATH_EVERY, || Ok(over.load(Ordering::Relaxed)))? {
-            return Ok((deaths, longest));
-        }
-        #[expect(clippy::disallowed_methods, reason = "what is measured is this time")]
-        let began = Instant::now();
-        number = number.wrapping_add(1);
-        match death {
-            Death::Kill => kill("KILL", &child_of(server.process())?.to_string()),
-            Death::Leak => lethal(server, 204, number)?,
-            Death::Abort => lethal(server, 201, number)?,
-        }
-        let back = within(BACK_MAX, || Ok(ask(server, 1, number)? == 200))?;
-        ensure!(back, "the model did not come back");
-        deaths += 1;
-        longest = longest.max(began.elapsed());
+/// Lets the victim's process die once, and waits until it is over: how often it died, and how long it took to
+/// serve again. `number` makes an input that was not there before: the same again would be refused.
+fn die(server: &Server, death: Death, number: u8, over: &AtomicBool) -> Result<(usize, Duration)> {
+    let is_over = || Ok(over.load(Ordering::Relaxed));
+    if within(DIES_AFTER, is_over)? {
+        return Ok((0, Duration::ZERO));
     }
+    #[expect(clippy::disallowed_methods, reason = "what is measured is this time")]
+    let began = Instant::now();
+    match death {
+        Death::Kill => kill("KILL", &child_of(server.process())?.to_string()),
+        Death::Leak => lethal(server, 204, number)?,
+        Death::Abort => lethal(server, 201, number)?,
+    }
+    let back = within(BACK_MAX, || Ok(ask(server, 1, number)? == 200))?;
+    ensure!(back, "the model did not come back");
+    let took = began.elapsed();
+    within(WINDOW_MAX, is_over)?;
+    Ok((1, took))
 }
 
 fn lethal(server: &Server, first: u8, number: u8) -> Result<()> {
