@@ -38,6 +38,20 @@ pub enum Batching {
     Never,
 }
 
+impl Batching {
+    /// Every one.
+    pub const ALL: [Self; 3] = [Self::Declared, Self::Allowed, Self::Never];
+
+    /// Its name in files.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Declared => "declared",
+            Self::Allowed => "allowed",
+            Self::Never => "never",
+        }
+    }
+}
+
 /// How to try a model out.
 #[derive(Clone, Copy, Debug)]
 pub struct ProbeOptions {
@@ -249,9 +263,7 @@ impl<'a> Probe<'a> {
         let ways: &[&[Worker]] = if workers.len() > 1 { &[workers, &workers[..1]] } else { &[workers] };
         let (mut best, mut fruitless, mut rows) = (0.0, 0, 1);
         while rows <= rows_max && fruitless < 2 {
-            let part = |seed| Part { request: RequestId(seed), rows: 1, inputs: row.tensors(seed).into() };
-            let parts: Vec<_> = (0..rows as u64).map(part).collect();
-            let Ok(inputs) = gather(&parts) else { return };
+            let Ok(inputs) = batch(row, rows) else { return };
             let run = |way: &&[Worker]| measure::side_by_side(way, &inputs, &self.outputs, (rows, window));
             let Ok(mut measured) = ways.iter().map(run).collect::<Result<Vec<_>, _>>() else { return };
             if let [together, alone] = &mut measured[..] {
@@ -288,6 +300,13 @@ impl<'a> Probe<'a> {
             drop(worker.once(row.tensors(0), &self.outputs));
         }
     }
+}
+
+/// So many different rows of this kind, together.
+fn batch(row: &Row, rows: usize) -> Result<Vec<Tensor>, EngineError> {
+    let part = |seed| Part { request: RequestId(seed), rows: 1, inputs: row.tensors(seed).into() };
+    let parts: Vec<_> = (0..rows as u64).map(part).collect();
+    gather(&parts)
 }
 
 /// Whether the spec and the configuration permit batching; if not, why.

@@ -70,10 +70,6 @@ enum What {
     Memory { widths: Vec<usize>, rows_max: usize, shapes: Vec<Vec<usize>> },
 }
 
-/// How the ways of batching are called in a task.
-const BATCHING: [(Batching, &str); 3] =
-    [(Batching::Declared, "declared"), (Batching::Allowed, "allowed"), (Batching::Never, "never")];
-
 impl Task {
     fn new(subject: &Subject<'_>, what: What) -> Self {
         Self {
@@ -97,10 +93,9 @@ pub(crate) fn measured_in_child(
     folder: &Path,
     clock: &Arc<dyn Clock>,
 ) -> Result<(), ChildError> {
-    let batching = BATCHING.iter().find(|(batching, _)| *batching == options.batching);
     let what = What::Profile {
         folder: folder.to_owned(),
-        batching: batching.map_or("never", |(_, name)| name).to_owned(),
+        batching: options.batching.name().to_owned(),
         rows_max: options.rows_max,
         width: options.width,
         budget_ms: u64::try_from(options.budget.as_millis()).unwrap_or(u64::MAX),
@@ -204,9 +199,9 @@ pub fn measure(task: &str) -> Result<String, String> {
             toml::to_string(&MemoryLines::from(&found)).map_err(|error| error.to_string())
         }
         What::Profile { folder, batching, rows_max, width, budget_ms } => {
-            let batching = BATCHING.iter().find(|(_, name)| name == batching);
+            let batching = Batching::ALL.into_iter().find(|known| known.name() == batching);
             let options = ProbeOptions {
-                batching: batching.map_or(Batching::Never, |(batching, _)| *batching),
+                batching: batching.unwrap_or(Batching::Never),
                 rows_max: *rows_max,
                 width: *width,
                 budget: Duration::from_millis(*budget_ms),

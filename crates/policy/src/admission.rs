@@ -83,7 +83,7 @@ impl Policy {
             let wait = self.time_to_drain(queue);
             Err(Error::new(ErrorCode::ResourceExhausted, what).retry_after(wait).because(reason))
         };
-        let (waiting, queue_max) = (self.queued(request.model), queue.terms.queue_max);
+        let (waiting, queue_max) = (queue.waiting.len() + self.outside(request.model), queue.terms.queue_max);
         if waiting >= queue_max {
             let what = format!("the model's queue is full: `{waiting}` of `{queue_max}` requests wait");
             return full(Reason::QueueFull, what);

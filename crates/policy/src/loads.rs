@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use quadrant_types::{Ending, Error, ErrorCode, ModelId, Objective, Reason, Request, RequestId, Time, Work};
+use quadrant_types::{Ending, Error, ErrorCode, ModelId, Reason, Request, RequestId, Time, Work};
 
 use crate::admission::{expired, unloaded, unmeetable};
 use crate::ledger::Purpose;
@@ -49,12 +49,15 @@ impl Policy {
     }
 
     pub(crate) fn unload_wanted(&mut self, model: ModelId, actions: &mut Vec<Action>) {
-        let parked = self.memory.change(model, |held| {
-            (held.closed, held.told, held.missed) = (true, false, false);
-            held.parked.clone()
-        });
+        self.memory.change(model, |held| (held.closed, held.told, held.missed) = (true, false, false));
+        self.end_parked(model, &unloaded(), actions);
+    }
+
+    /// What waits for this model to be loaded waits in vain.
+    fn end_parked(&mut self, model: ModelId, error: &Error, actions: &mut Vec<Action>) {
+        let parked = self.memory.get(model).map(|held| held.parked.clone());
         for id in parked.into_iter().flatten() {
-            self.end(id, Ending::Failed(unloaded()), actions);
+            self.end(id, Ending::Failed(error.clone()), actions);
         }
     }
 
@@ -68,10 +71,7 @@ impl Policy {
 
     /// A model is forgotten, wherever it is.
     pub(crate) fn forget_held(&mut self, model: ModelId, actions: &mut Vec<Action>) {
-        let Some(held) = self.memory.get(model) else { return };
-        for id in held.parked.clone() {
-            self.end(id, Ending::Failed(unloaded()), actions);
-        }
+        self.end_parked(model, &unloaded(), actions);
         let bytes = self.memory.ledger.of(Purpose::Model(model));
         match self.memory.change(model, |held| std::mem::replace(&mut held.stage, Stage::Absent)) {
             Some(Stage::Loading) => self.memory.loading = None,
@@ -84,10 +84,8 @@ impl Policy {
 
     /// Whether requests for this model are to be parked.
     pub(crate) fn is_absent(&mut self, now: Time, model: ModelId) -> bool {
-        let Some(held) = self.memory.get(model) else { return false };
-        let absent = held.stage != Stage::Resident || held.yielding || held.closed;
-        self.memory.note_use(now, model);
-        absent
+        let Some(held) = self.memory.note_use(now, model) else { return false };
+        held.stage != Stage::Resident || held.yielding || held.closed
     }
 
     /// Whether the process is as large as it may be at most.
@@ -102,19 +100,13 @@ impl Policy {
     }
 
     pub(crate) fn arrived_for_absent(&mut self, now: Time, request: Request, actions: &mut Vec<Action>) {
-        let expires = match request.objective {
-            Objective::BestEffort => Time::MAX,
-            Objective::EndBy(time) | Objective::Target { until: time, .. } => time,
-        };
-        let expires = expires.min(request.arrived + self.limits.wait_max);
-        if let Err(error) = self.may_park(now, &request, expires) {
+        let plan = self.best_effort_plan(&request);
+        if let Err(error) = self.may_park(now, &request, plan.expires) {
             return actions.push(Action::End(request.id, Ending::Failed(error)));
         }
         let Work::Once { bytes_in, .. } = request.work;
-        let mut plan = self.best_effort_plan(&request);
-        plan.expires = expires;
         self.live.insert(request.id, Live { parked: true, ..Live::new(request, plan) });
-        self.expiries.insert((expires, request.id));
+        self.expiries.insert((plan.expires, request.id));
         self.bytes_in += bytes_in;
         self.queued += 1;
         self.take_quota(now, &request);
@@ -223,15 +215,12 @@ impl Policy {
 
     fn load_failed(&mut self, now: Time, model: ModelId, error: &Error, actions: &mut Vec<Action>) {
         self.memory.ledger.release(Purpose::Model(model));
-        let parked = self.memory.change(model, |held| {
+        self.memory.change(model, |held| {
             held.stage = Stage::Absent;
             (held.told, held.missed) = (false, false);
             held.note_failure(now, error.clone());
-            held.parked.clone()
         });
-        for id in parked.into_iter().flatten() {
-            self.end(id, Ending::Failed(error.clone()), actions);
-        }
+        self.end_parked(model, error, actions);
     }
 
     pub(crate) fn unloaded(&mut self, model: ModelId) {
@@ -334,13 +323,8 @@ impl Policy {
     }
 
     fn refuse_load(&mut self, call: Call, model: ModelId, error: &Error, actions: &mut Vec<Action>) {
-        let parked = self.memory.change(model, |held| {
-            (held.told, held.missed) = (false, false);
-            held.parked.clone()
-        });
-        for id in parked.into_iter().flatten() {
-            self.end(id, Ending::Failed(error.clone()), actions);
-        }
+        self.memory.change(model, |held| (held.told, held.missed) = (false, false));
+        self.end_parked(model, error, actions);
         if call == Call::Told {
             actions.push(Action::LoadRefused(model, error.clone()));
         }

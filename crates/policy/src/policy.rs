@@ -165,8 +165,12 @@ impl Policy {
 
     /// Requests of this model that wait.
     pub fn queued(&self, model: ModelId) -> usize {
-        let parked = self.memory.get(model).map_or(0, |held| held.parked.len());
-        self.models.get(&model).map_or(0, |queue| queue.waiting.len()) + parked + self.aside(model)
+        self.models.get(&model).map_or(0, |queue| queue.waiting.len()) + self.outside(model)
+    }
+
+    /// Those of them that stand in no queue: their model is absent, or its host is held.
+    pub(crate) fn outside(&self, model: ModelId) -> usize {
+        self.memory.get(model).map_or(0, |held| held.parked.len()) + self.aside(model)
     }
 
     /// How many times longer than usually steps take on each core at present.

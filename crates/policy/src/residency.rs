@@ -134,7 +134,7 @@ pub(crate) struct Memory {
     pub(crate) unloading_bytes: u64,
     /// Since when the first call waits for room.
     pub(crate) cramped_since: Option<Time>,
-    /// Requests for models that come on demand.
+    /// Requests for models that are known here, so far.
     clock: f64,
     eviction: Eviction,
 }
@@ -212,13 +212,14 @@ impl Memory {
         Some(result)
     }
 
-    /// A request for a model came.
-    pub(crate) fn note_use(&mut self, now: Time, model: ModelId) {
+    /// A request for a model came. `None` if nothing is known here of that model.
+    pub(crate) fn note_use(&mut self, now: Time, model: ModelId) -> Option<&Held> {
+        let held = self.held.get_mut(&model)?;
         self.clock += 1.0;
-        let Some(held) = self.held.get_mut(&model) else { return };
         held.uses = held.uses_by(self.clock) + 1.0;
         held.uses_at = self.clock;
         held.used_at = now;
+        Some(held)
     }
 
     /// It is resident: from now on it may be idle for too long.
@@ -355,7 +356,9 @@ mod tests {
             );
             memory.change(model, |held| held.stage = Stage::Resident);
             assert!(memory.ledger.reserve(Purpose::Model(model), *bytes));
-            (0..*uses).for_each(|_| memory.note_use(Time::ZERO, model));
+            for _ in 0..*uses {
+                memory.note_use(Time::ZERO, model);
+            }
         }
         memory
     }
@@ -382,8 +385,7 @@ mod tests {
 
     #[test]
     fn what_is_long_past_counts_for_little() {
-        let mut memory = memory(&[(10, 5, 40), (10, 5, 0)]);
-        (0..20_000).for_each(|_| memory.note_use(Time::ZERO, ModelId(7)));
+        let mut memory = memory(&[(10, 5, 40), (10, 5, 0), (10, 5, 20_000)]);
         memory.note_use(Time::ZERO, ModelId(1));
         assert_eq!(memory.victims(10, |_| true), Some(vec![ModelId(0)]));
     }

@@ -1,7 +1,5 @@
 //! Engines in processes of their own: what that adds to a request, and what their deaths cost others.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -188,22 +186,13 @@ fn lethal(server: &Server, first: u8, number: u8) -> Result<()> {
 }
 
 /// Asks the victim; the status of its answer.
-fn ask(server: &Server, first: u8, number: u8) -> Result<u32> {
+fn ask(server: &Server, first: u8, number: u8) -> Result<u16> {
     let mut data = [first; 16];
     data[1] = number;
     let body = format!(
         "{{\"inputs\":[{{\"name\":\"x\",\"datatype\":\"UINT8\",\"shape\":[1,16],\"data\":{data:?}}}]}}"
     );
-    let mut stream = TcpStream::connect(&server.http)?;
-    write!(
-        stream,
-        "POST /v2/models/victim/infer HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    )?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let status = answer.split_ascii_whitespace().nth(1).context("no answer")?;
-    status.parse().context("no status")
+    Ok(server.post("/v2/models/victim/infer", body.as_bytes())?.0)
 }
 
 /// The one child of a process.

@@ -1,8 +1,6 @@
 //! Models that come and go: how long a request for an absent model takes, against loading the model and
 //! asking it; and what Magika's requests feel while other models are loaded and unloaded without pause.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -159,17 +157,7 @@ fn infer(server: &Server, model: &str, body: &[u8]) -> Result<()> {
 
 /// A POST that must be answered with 200; the answer's body.
 fn post(server: &Server, path: &str, body: &[u8]) -> Result<String> {
-    let mut stream = TcpStream::connect(&server.http)?;
-    write!(
-        stream,
-        "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
-        body.len()
-    )?;
-    stream.write_all(body)?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer)?;
-    let answer = String::from_utf8_lossy(&answer);
-    let (head, body) = answer.split_once("\r\n\r\n").context("no answer")?;
-    ensure!(head.contains(" 200 "), "`{path}` was answered with `{head}`: {body}");
-    Ok(body.to_owned())
+    let (status, body) = server.post(path, body)?;
+    ensure!(status == 200, "`{path}` was answered with `{status}`: {body}");
+    Ok(body)
 }

@@ -94,13 +94,18 @@ impl Server {
     /// A page of Quadrant's port for metrics.
     pub(crate) fn page(&self, path: &str) -> Result<String> {
         let address = self.metrics.as_deref().context("the server did not say where its metrics are")?;
-        let mut stream = TcpStream::connect(address)?;
-        write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        let (head, body) = answer.split_once("\r\n\r\n").context("no answer")?;
-        ensure!(head.contains(" 200 "), "`{path}` was answered with `{head}`");
-        Ok(body.to_owned())
+        let (status, body) = exchange(address, &format!("GET {path} HTTP/1.0\r\n\r\n"), b"")?;
+        ensure!(status == 200, "`{path}` was answered with `{status}`: {body}");
+        Ok(body)
+    }
+
+    /// A POST on a connection of its own: the status and the body of its answer.
+    pub(crate) fn post(&self, path: &str, body: &[u8]) -> Result<(u16, String)> {
+        let length = body.len();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n"
+        );
+        exchange(&self.http, &head, body)
     }
 
     /// Its process.
@@ -126,4 +131,17 @@ impl Drop for Server {
 /// Sends a signal to a process, or to a group if it starts with `-`. That there is none left is as well.
 pub(super) fn kill(signal: &str, whom: &str) {
     works("sh", &["-c", "kill -s \"$0\" -- \"$1\"", signal, whom]);
+}
+
+/// Sends a request and reads its answer to the end: the status and the body.
+fn exchange(address: &str, head: &str, body: &[u8]) -> Result<(u16, String)> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.write_all(head.as_bytes())?;
+    stream.write_all(body)?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let answer = String::from_utf8_lossy(&answer);
+    let (head, body) = answer.split_once("\r\n\r\n").context("no answer")?;
+    let status = head.split_ascii_whitespace().nth(1).context("an answer without a status")?;
+    Ok((status.parse().context("a status that is no number")?, body.to_owned()))
 }

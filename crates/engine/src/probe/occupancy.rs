@@ -7,12 +7,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use quadrant_types::{Clock, RequestId, Shape};
+use quadrant_types::{Clock, Shape};
 
 use super::inputs::{self, Row};
 use super::measure::Worker;
-use super::{Profile, gather};
-use crate::{EngineError, LaneSpec, Model, Part};
+use super::{Profile, batch};
+use crate::{EngineError, LaneSpec, Model};
 
 /// What a model takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,10 +119,7 @@ fn row(model: &Arc<dyn Model>, shapes: &[Shape]) -> Result<Row, EngineError> {
 }
 
 fn run(workers: &[Worker], model: &Arc<dyn Model>, row: &Row, rows: usize) -> Result<(), EngineError> {
-    let part = |seed| Part { request: RequestId(seed), rows: 1, inputs: row.tensors(seed).into() };
-    let parts: Vec<_> = (0..rows as u64).map(part).collect();
-    let inputs = if rows == 1 { row.tensors(0) } else { gather(&parts)? };
-    drop(parts);
+    let inputs = batch(row, rows)?;
     let outputs = (0..model.spec().outputs.len()).collect();
     Worker::once_on_all(workers, &inputs, &outputs)
 }

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use quadrant_engine::{Batching, Cost, Occupancy, Peak, ProbeOptions, Profile};
+use quadrant_engine::{Cost, Occupancy, Peak, ProbeOptions, Profile};
 use quadrant_types::Shape;
 use serde::{Deserialize, Serialize};
 
@@ -196,10 +196,5 @@ fn key_lines(key: &ProfileKey) -> KeyLines {
 
 /// Without the budget: how long measuring took does not change what it found.
 fn asked_lines(asked: &ProbeOptions) -> AskedLines {
-    let batching = match asked.batching {
-        Batching::Declared => "declared",
-        Batching::Allowed => "allowed",
-        Batching::Never => "never",
-    };
-    AskedLines { batching: batching.into(), rows_max: asked.rows_max, width: asked.width }
+    AskedLines { batching: asked.batching.name().into(), rows_max: asked.rows_max, width: asked.width }
 }

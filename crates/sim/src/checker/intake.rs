@@ -1,7 +1,7 @@
 //! What an event changes before the scheduler has said anything, and who may come in.
 
 use quadrant_policy::{Event, StepOutcome};
-use quadrant_types::{LaneId, Objective, Request, RequestId, Time};
+use quadrant_types::{LaneId, ModelId, Objective, Request, RequestId, Time};
 
 use super::{Broken, Checker, Known, Place, hold};
 
@@ -25,11 +25,7 @@ impl Checker {
             }
             Event::ModelDown(model) => {
                 self.models.remove(model);
-                let waiting = self
-                    .live
-                    .iter()
-                    .filter(|(_, known)| known.request.model == *model && known.place == Place::Waits);
-                self.owed.extend(waiting.map(|(id, _)| *id));
+                self.owe_waiting(*model);
             }
             Event::Known(model, terms, holding) => {
                 self.rows_max = self.rows_max.max(terms.rows_max as usize);
@@ -39,17 +35,13 @@ impl Checker {
             Event::LoadWanted(model) => self.memory.want(*model, !self.draining),
             Event::UnloadWanted(model) => {
                 if self.memory.close(*model) {
-                    let waits = |known: &Known| known.request.model == *model && known.place == Place::Waits;
-                    let waiting = self.live.iter().filter(|(_, known)| waits(known));
-                    self.owed.extend(waiting.map(|(id, _)| *id));
+                    self.owe_waiting(*model);
                 }
             }
             Event::LoadEnded(model, result) => {
                 self.memory.load_ended(*model, result);
                 if result.is_err() {
-                    let waits = |known: &Known| known.request.model == *model && known.place == Place::Waits;
-                    let waiting = self.live.iter().filter(|(_, known)| waits(known));
-                    self.owed.extend(waiting.map(|(id, _)| *id));
+                    self.owe_waiting(*model);
                 }
             }
             Event::Unloaded(model) => self.memory.unloaded(*model),
@@ -78,6 +70,13 @@ impl Checker {
             | Event::HostUp(..) => {}
         }
         EndedStep::default()
+    }
+
+    /// What waits for this model is to end in the event at hand.
+    fn owe_waiting(&mut self, model: ModelId) {
+        let waits = |known: &Known| known.request.model == model && known.place == Place::Waits;
+        let waiting = self.live.iter().filter(|(_, known)| waits(known));
+        self.owed.extend(waiting.map(|(id, _)| *id));
     }
 
     fn knock(&mut self, request: Request) {
