@@ -14,6 +14,7 @@ use clap::{Args, ValueEnum};
 use crate::bench::api_key;
 use crate::cache;
 use crate::client::{Client, Wanted};
+use crate::print::print;
 
 pub(crate) use inputs::{Channels, file_bytes, picture, texts};
 pub(crate) use show::{ctc_text, similarity, top_classes};
@@ -100,14 +101,15 @@ pub(crate) fn run(args: &InferArgs) -> Result<()> {
     let wanted = |name: &String| Wanted { name: name.clone(), classes: best };
     let wanted: Vec<Wanted> = outputs.iter().map(|output| wanted(&output.name)).collect();
     let answer = client.infer(&args.model, &inputs, &wanted)?;
-    match show {
-        Show::Classes => show::print(&top_classes(&answer[0])?),
-        Show::Similarity => show::print(&similarity(&answer[0])?),
+    let text = match show {
+        Show::Classes => top_classes(&answer[0])?,
+        Show::Similarity => similarity(&answer[0])?,
         Show::Ctc => {
             let labels = cache::or_fetched(args.labels.as_deref(), cache::OCR_KEYS)?;
-            show::print(&ctc_text(&answer[0], &std::fs::read_to_string(labels)?)?);
+            ctc_text(&answer[0], &std::fs::read_to_string(labels)?)?
         }
-        Show::Auto | Show::Raw => show::print(&show::raw(&answer)),
-    }
+        Show::Auto | Show::Raw => show::raw(&answer),
+    };
+    print(&format!("{text}\n"));
     Ok(())
 }

@@ -10,6 +10,7 @@ mod explain;
 mod infer;
 mod logging;
 mod observe;
+mod print;
 mod profile;
 mod serve;
 mod settings;

@@ -17,6 +17,8 @@ use serde::Serialize;
 use tenants::TenantCell;
 use workload::Workload;
 
+use crate::print::print;
+
 /// Devices beyond which a plan is not searched for.
 const DEVICES_MAX: u32 = 4_096;
 /// How exactly the highest load is found.
@@ -284,11 +286,6 @@ fn cell(workload: &Workload, discipline: Discipline, outcomes: &[Outcome]) -> Ce
 
 fn write(path: &Path, text: &str) -> Result<()> {
     std::fs::write(path, text).with_context(|| format!("cannot write `{}`", path.display()))
-}
-
-#[expect(clippy::print_stdout, reason = "the answer of the command")]
-fn print(text: &str) {
-    print!("{text}");
 }
 
 #[cfg(test)]

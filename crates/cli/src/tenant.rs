@@ -9,6 +9,7 @@ use quadrant_server::KeyHash;
 use serde::Deserialize;
 
 use crate::explain;
+use crate::print::print;
 
 /// Random bytes of a key.
 const KEY_BYTES: usize = 32;
@@ -139,11 +140,6 @@ impl std::fmt::Display for Shown {
         }
         writeln!(f)
     }
-}
-
-#[expect(clippy::print_stdout, reason = "the answer of the command")]
-fn print(text: &str) {
-    print!("{text}");
 }
 
 #[cfg(test)]

@@ -9,12 +9,6 @@ use crate::client::NamedTensor;
 /// Values of an output that are printed.
 const VALUES_MAX: usize = 8;
 
-/// Prints to standard output; the answer of a command is what it is for.
-#[expect(clippy::print_stdout, reason = "the answer of the command")]
-pub(crate) fn print(text: &str) {
-    println!("{text}");
-}
-
 /// The classes that the server found best, one a line: probability and label.
 pub(crate) fn top_classes(output: &NamedTensor) -> Result<String> {
     let mut text = String::new();
