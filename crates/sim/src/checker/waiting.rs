@@ -53,9 +53,11 @@ impl Checker {
         let wide_only = waiting().any(|known| self.is_wide_only(known));
         // Then a busy model may take no more requests until it is idle.
         let absent = waiting().any(|known| self.memory.is_absent(known.request.model));
-        // One core may be kept for a load, which has its floor like other best effort.
+        // A core may be kept for a load, which has its floor like other best effort; so may the others of
+        // the narrowest lane that has it.
         let all = self.lanes.iter().fold(CoreSet::EMPTY, |all, lane| all.union(lane.cores));
-        let load_has_it = self.memory.is_loading() && all.without(busy).len() <= 1;
+        let kept_max = self.lanes.iter().map(|lane| lane.cores.len()).min().unwrap_or(1);
+        let load_has_it = self.memory.is_loading() && all.without(busy).len() <= kept_max;
         let is_cramped = absent || self.memory.is_told();
         for known in waiting() {
             let Some(terms) = self.models.get(&known.request.model) else { continue };
