@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 
 use crate::cost::{Beside, Kind};
 use crate::queue::{ModelQueue, OrderKey};
+use crate::span::scaled;
 use crate::{Action, Discipline, Policy, Unmet};
 
 /// Less important requests that are looked at to make room for one that arrives.
@@ -136,26 +137,31 @@ impl Policy {
         }
         let Work::Once { rows, shape, bytes_in } = request.work;
         let queue = &self.models[&request.model];
-        let widths: SmallVec<[usize; 4]> = match self.discipline {
-            Discipline::Clockwork => queue.terms.widths.last().copied().into_iter().collect(),
-            Discipline::Quadrant | Discipline::Fifo => queue.terms.widths.iter().copied().collect(),
+        let widths = match self.discipline {
+            Discipline::Clockwork => &queue.terms.widths[queue.terms.widths.len() - 1..],
+            Discipline::Quadrant | Discipline::Fifo => &queue.terms.widths,
         };
         let kind = |width| Kind { shape, rows, width, beside: Beside::Usual };
         let slowdown = self.slowdown.mean(now);
-        let own = |width: &usize| queue.costs.predict_at(kind(*width), bytes_in, slowdown);
         // The narrowest that is fast enough, or the widest.
-        let fits = |width: &&usize| now + queue.costs.high(own(width)) <= deadline;
-        let width = *widths.iter().find(fits).unwrap_or(&widths[widths.len() - 1]);
-        let own = own(&width);
-        let start_by = deadline - queue.costs.high(own);
+        let (mut width, mut own, mut high) = (1, Duration::ZERO, Duration::ZERO);
+        for candidate in widths {
+            width = *candidate;
+            own = queue.costs.predict_at(kind(width), bytes_in, slowdown);
+            high = queue.costs.high(own);
+            if now + high <= deadline {
+                break;
+            }
+        }
+        let start_by = deadline - high;
         let row_bytes = bytes_in / u64::from(rows.max(1));
         let marginal = queue.marginal(rows, kind(width), row_bytes, slowdown) + self.handoff();
         let share = width as f64 * self.per_core;
         // A step that is begun in time ends in time; so the work of list scheduling is due when its start
         // is, plus its own share (Graham, 1969).
-        let due = start_by + own.mul_f64(share.min(1.0));
+        let due = start_by + scaled(own, share.min(1.0));
         let key = OrderKey { easy: false, rank: start_by.as_nanos(), id: request.id };
-        Plan { key, deadline, expires, work: marginal.mul_f64(share), due }
+        Plan { key, deadline, expires, work: scaled(marginal, share), due }
     }
 
     pub(crate) fn best_effort_plan(&self, request: &Request) -> Plan {
@@ -196,7 +202,7 @@ impl Policy {
         let missing = |policy: &Self| {
             let room = policy.demand.room(now, plan.due, ahead);
             let booked = Duration::from_nanos(u64::try_from(until_due - room).unwrap_or(0));
-            nanos(plan.work + reserve.max(booked.mul_f64(margin))) - room
+            nanos(plan.work + reserve.max(scaled(booked, margin))) - room
         };
         let first_missing = missing(self);
         if first_missing <= 0 {

@@ -11,6 +11,7 @@ use quadrant_types::{ModelId, ShapeId};
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
+use crate::span::{as_nanos, from_nanos, scaled};
 use crate::{Cost, ModelTerms};
 
 /// Kinds of steps of one model that are remembered; beyond it estimates are scaled from the measured ones.
@@ -110,13 +111,18 @@ impl Costs {
         });
         match known {
             Some(learnt) => from_nanos(learnt.nanos * slowdown),
-            None => from_nanos(self.scaled(kind, bytes) * self.bias(kind.width) * slowdown),
+            None => from_nanos(self.extrapolated(kind, bytes) * self.bias(kind.width) * slowdown),
         }
     }
 
     /// A time that such a step rarely exceeds.
     pub(crate) fn high(&self, predicted: Duration) -> Duration {
-        from_nanos(as_nanos(predicted) * self.high)
+        scaled(predicted, self.high)
+    }
+
+    /// How many times longer than predicted steps rarely take. At least 1.
+    pub(crate) fn rarely(&self) -> f64 {
+        self.high
     }
 
     /// Takes in that a step for which `predicted` was said took `actual` on cores so many times slower than
@@ -133,7 +139,7 @@ impl Costs {
         let actual = (as_nanos(actual) / slowdown).max(1.0);
         let settled = self.learnt.get(&kind).filter(|learnt| learnt.seen >= SETTLING);
         let usual = settled.map(|learnt| Usual { nanos: learnt.nanos, scatter: self.high - 1.0 });
-        let scaled = self.scaled(kind, bytes).max(1.0);
+        let scaled = self.extrapolated(kind, bytes).max(1.0);
         if let Some((_, bias)) = self.bias.iter_mut().find(|(width, _)| *width == kind.width) {
             nudge(bias, actual / scaled);
         }
@@ -167,7 +173,7 @@ impl Costs {
     /// The measured times as they turned out to be.
     pub(crate) fn corrected(&self) -> Vec<Cost> {
         let corrected = |cost: &Cost| {
-            let time = from_nanos(as_nanos(cost.time) * self.bias(cost.width));
+            let time = scaled(cost.time, self.bias(cost.width));
             Cost { time, ..*cost }
         };
         self.measured.iter().map(corrected).collect()
@@ -182,7 +188,7 @@ impl Costs {
     }
 
     /// From the measurement nearest in width, neighbours and rows, in proportion to rows and bytes.
-    fn scaled(&self, kind: Kind, bytes: u64) -> f64 {
+    fn extrapolated(&self, kind: Kind, bytes: u64) -> f64 {
         let beside = kind.beside != Beside::Nothing;
         let distance = |cost: &&Cost| {
             let rows =
@@ -213,15 +219,6 @@ impl Learnt {
 fn nudge(ratio: &mut f64, seen: f64) {
     let deviation = (seen / *ratio - 1.0).clamp(-DEVIATION_MAX, 4.0 * DEVIATION_MAX);
     *ratio *= 1.0 + LEARNING_RATE * deviation;
-}
-
-fn as_nanos(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e9
-}
-
-/// Saturates at the longest time that fits nanoseconds, far beyond any limit.
-fn from_nanos(nanos: f64) -> Duration {
-    Duration::from_nanos(nanos as u64)
 }
 
 #[cfg(test)]

@@ -5,7 +5,8 @@
 //! done until then, which is the processor demand criterion for deadline scheduling (Baruah, Mok and
 //! Rosier, RTSS 1990). A segment tree over buckets of time keeps, for each span, the sum of its work and
 //! the least room within it, so booking and asking cost the logarithm of the number of buckets, however
-//! many requests wait.
+//! many requests wait. Levels whose spans are wider than all that was ever booked at once are never asked,
+//! and are not kept until they are.
 
 use quadrant_types::Time;
 use std::time::Duration;
@@ -14,6 +15,8 @@ use std::time::Duration;
 const BUCKET_SHIFT: u32 = 20;
 /// The most buckets; what is due later than the last is booked there.
 const BUCKETS_MAX: u64 = 1 << 16;
+/// Levels of the tree above the buckets that are kept from the start: work due within 64 milliseconds.
+const LEVELS_MIN: u32 = 6;
 /// The room of a span in which nothing is due.
 const ENDLESS: i64 = i64::MAX / 4;
 
@@ -35,7 +38,10 @@ pub(crate) struct Demand {
     overdue: i64,
     booked: usize,
     buckets: u64,
+    /// The root is the second; the children of each are at twice its index and next to that.
     nodes: Vec<Node>,
+    /// So many levels above the buckets are up to date, which is enough for all from `base` to `end`.
+    levels: u32,
     /// Bookings in each bucket.
     counts: Vec<u32>,
 }
@@ -65,7 +71,8 @@ impl Demand {
         let buckets = wanted.next_power_of_two().min(BUCKETS_MAX);
         let size = usize::try_from(buckets).unwrap_or(0);
         let (nodes, counts) = (vec![EMPTY; 2 * size], vec![0; size]);
-        Self { base: 0, end: 0, overdue: 0, booked: 0, buckets, nodes, counts }
+        let levels = LEVELS_MIN.min(buckets.ilog2());
+        Self { base: 0, end: 0, overdue: 0, booked: 0, buckets, nodes, levels, counts }
     }
 
     /// Books work that is due at a time.
@@ -73,6 +80,9 @@ impl Demand {
         let booking = Booking { bucket: self.bucket_of(due), work: nanos(work) };
         self.booked += 1;
         self.end = self.end.max(booking.bucket + 1);
+        while self.end - self.base > 1 << self.levels && self.levels < self.buckets.ilog2() {
+            self.add_level();
+        }
         self.change(booking, 1);
         booking
     }
@@ -108,7 +118,7 @@ impl Demand {
     pub(crate) fn room(&self, now: Time, due: Time, ahead: Duration) -> i64 {
         let bucket = self.bucket_of(due);
         let spent = self.overdue + nanos(ahead) + time(now);
-        let before = self.fold(self.base, bucket).work;
+        let before = self.fold(self.base, bucket.min(self.end)).work;
         let at_due = self.nodes[self.slot(bucket) + self.counts.len()].work;
         let later = self.fold(bucket, self.end);
         let own = time(due) - at_due;
@@ -145,10 +155,20 @@ impl Demand {
     fn set(&mut self, slot: usize, leaf: Node) {
         let mut at = slot + self.counts.len();
         self.nodes[at] = leaf;
-        while at > 1 {
+        for _ in 0..self.levels {
             at /= 2;
-            self.nodes[at] = self.nodes[2 * at].then(self.nodes[2 * at + 1]);
+            self.join(at);
         }
+    }
+
+    fn join(&mut self, at: usize) {
+        self.nodes[at] = self.nodes[2 * at].then(self.nodes[2 * at + 1]);
+    }
+
+    fn add_level(&mut self) {
+        self.levels += 1;
+        let first = self.counts.len() >> self.levels;
+        (first..2 * first).for_each(|at| self.join(at));
     }
 
     /// The span of these buckets, in the order of time. The buckets lie in a ring.
@@ -247,19 +267,21 @@ mod tests {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             (random >> 33) % below
         };
-        let mut demand = Demand::new(60 * MS);
+        let mut demand = Demand::new(1_000 * MS);
         let mut books: Vec<(u64, u64, Booking)> = Vec::new();
-        for step in 0..3_000 {
+        for step in 0..30_000 {
             let now = step / 10;
+            // For the first while all is due soon.
+            let within = if now > 1_500 && step % 10 == 0 { 900 } else { 50 };
             demand.advance(at(now));
             if next(3) == 0 && !books.is_empty() {
                 let index = usize::try_from(next(books.len() as u64)).unwrap();
                 demand.release(books.swap_remove(index).2);
             } else if books.len() < 40 {
-                let (due, amount) = (now + next(50), next(4));
+                let (due, amount) = (now + next(within), next(4));
                 books.push((due, amount, demand.book(at(due), work(amount))));
             }
-            let due = now + next(50);
+            let due = now + next(within);
             let up_to = |time: u64| {
                 let done = books.iter().filter(|(due, ..)| *due <= time || *due < now);
                 done.map(|(_, amount, _)| i64::try_from(*amount).unwrap()).sum::<i64>()

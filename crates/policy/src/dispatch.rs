@@ -20,6 +20,7 @@ use crate::cost::{Beside, Kind, Setting};
 use crate::policy::Policy;
 use crate::queue::{Candidate, OrderKey};
 use crate::running::Running;
+use crate::span::scaled;
 use crate::{Action, Discipline, LaneShape, Step};
 
 /// How much longer than others a step of the idle class may take until it counts as stalled.
@@ -46,9 +47,12 @@ impl Policy {
 
     /// The next model in the order of the walk, by the first of its requests that is yet to be looked at.
     fn next_head(&self, walk: &mut Walk) -> Option<(OrderKey, ModelId)> {
-        let later = (walk.after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
-        let candidates = [self.heads.range(later).next(), walk.behind.range(later).next()];
-        let next = candidates.into_iter().flatten().min().copied();
+        let later = |heads: &BTreeSet<_>| match walk.after {
+            None => heads.first().copied(),
+            Some(after) => heads.range((Bound::Excluded(after), Bound::Unbounded)).next().copied(),
+        };
+        let candidates = [later(&self.heads), later(&walk.behind)];
+        let next = candidates.into_iter().flatten().min();
         walk.after = next.or(walk.after);
         next
     }
@@ -70,13 +74,11 @@ impl Policy {
         let queue = &self.models[&model];
         let waiting = &queue.waiting[&key];
         let slowdown = self.slowdown.least(now);
-        let predicted = |width: &usize| {
-            let kind =
-                Kind { shape: waiting.shape, rows: waiting.rows, width: *width, beside: Beside::Usual };
+        let predicted = |width: usize| {
+            let kind = Kind { shape: waiting.shape, rows: waiting.rows, width, beside: Beside::Usual };
             queue.costs.predict_at(kind, waiting.bytes_in, slowdown)
         };
-        let fastest = widths.iter().map(predicted).min().unwrap_or(Duration::ZERO);
-        now + fastest > waiting.deadline
+        widths.iter().all(|width| now + predicted(*width) > waiting.deadline)
     }
 
     /// A step on all of these cores, at present.
@@ -109,10 +111,9 @@ impl Policy {
         self.load.note_step(self.running.is_empty() && self.queued == batch.requests.len());
         let share = batch.predicted / batch.kind.rows.max(1);
         for request in &batch.requests {
-            self.dequeue(*request);
-            let live = self.live.get_mut(request).expect("waiting requests are live");
-            live.step = Some(id);
+            self.dequeue(*request, Some(id));
             if batch.easy() {
+                let live = &self.live[request];
                 self.shares.charge(live.request.tenant, share.saturating_mul(live.request.work.rows()));
             }
         }
@@ -131,7 +132,7 @@ impl Policy {
             bytes: batch.bytes,
             predicted: batch.predicted,
             slowdown: batch.slowdown,
-            high: self.models[&model].costs.high(batch.predicted),
+            rarely: self.models[&model].costs.rarely(),
             deadline: batch.deadline,
             easy: batch.easy(),
             began: now,
@@ -145,7 +146,7 @@ impl Policy {
             patience: Some(patience),
         };
         if lane.class == SchedulingClass::Idle && !running.easy {
-            let work = batch.predicted.mul_f64(lane.cores.len() as f64 * self.per_core);
+            let work = scaled(batch.predicted, lane.cores.len() as f64 * self.per_core);
             running.booking = Some(self.demand.book(running.latest_start() + work, work));
         }
         self.running.push(running);

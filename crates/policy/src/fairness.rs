@@ -16,6 +16,7 @@ use std::time::Duration;
 use quadrant_types::Time;
 
 use crate::lately::Lately;
+use crate::span::scaled;
 
 /// Over how long work is counted.
 const COUNTED_OVER: Duration = Duration::from_secs(10);
@@ -129,7 +130,7 @@ impl Level {
     pub(crate) fn reserve(&self, asks: f64, span: Duration) -> Duration {
         match self.level {
             Some(level) if asks > level && self.modest > 0.0 => {
-                span.mul_f64((self.modest + self.modest.max(LEFT_BESIDES)).min(LEFT_MAX))
+                scaled(span, (self.modest + self.modest.max(LEFT_BESIDES)).min(LEFT_MAX))
             }
             Some(_) | None => Duration::ZERO,
         }
@@ -163,7 +164,7 @@ impl Fairness {
         if !lately || better <= 0.0 || had.work < MODEST * self.refused.work {
             return Duration::ZERO;
         }
-        span.mul_f64((RESERVE_RATE * better).min(RESERVE_MAX))
+        scaled(span, (RESERVE_RATE * better).min(RESERVE_MAX))
     }
 }
 

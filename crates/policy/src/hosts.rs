@@ -106,7 +106,7 @@ impl Policy {
             let waiting: Vec<_> =
                 queue.waiting.iter().map(|(key, waiting)| (key.id, waiting.alone)).collect();
             for (request, alone) in waiting {
-                self.dequeue(request);
+                self.dequeue(request, None);
                 self.stand_aside(request, alone);
             }
         }
@@ -153,9 +153,9 @@ impl Policy {
         self.enqueue(id, alone);
     }
 
-    /// Makes a live request wait: in its queue, or aside while its host is held.
-    pub(crate) fn wait(&mut self, id: RequestId, alone: bool) {
-        if self.hosts.is_held(self.live[&id].request.model) {
+    /// Makes a live request of this model wait: in its queue, or aside while its host is held.
+    pub(crate) fn wait(&mut self, model: ModelId, id: RequestId, alone: bool) {
+        if self.hosts.is_held(model) {
             self.stand_aside(id, alone);
         } else {
             self.enqueue(id, alone);
@@ -247,7 +247,7 @@ impl Policy {
                 self.end(id, Ending::Failed(lethal), actions);
                 continue;
             }
-            self.wait(id, true);
+            self.wait(step.model, id, true);
         }
     }
 

@@ -32,6 +32,7 @@ mod residency;
 mod running;
 mod shares;
 mod slowdown;
+mod span;
 
 pub use event::{
     Action, Cost, Discipline, Event, Eviction, Holding, LaneShape, Limits, Loaded, Lost, MemoryBudget,

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use quadrant_types::Time;
 
+use crate::span::as_nanos;
+
 /// How much the latest step says about whether steps find the device to themselves.
 const ALONE_RATE: f64 = 1.0 / 16.0;
 /// How long the tightest objective is remembered after it was last seen.
@@ -50,7 +52,7 @@ impl Load {
 
     pub(crate) fn note_handoff(&mut self, took: Duration) {
         // A step in proportion to itself keeps to the median; a thread that was woken late is no rule.
-        let nanos = took.as_secs_f64() * 1e9;
+        let nanos = as_nanos(took);
         let most = self.handoff_nanos / 16.0 + 100.0;
         self.handoff_nanos += ((nanos - self.handoff_nanos) / 16.0).clamp(-most, most);
     }

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use quadrant_types::{CoreSet, Ending, Error, ErrorCode, ModelId, Priority, Request, RequestId, Time, Work};
+use quadrant_types::{
+    CoreSet, Ending, Error, ErrorCode, ModelId, Priority, Request, RequestId, StepId, Time, Work,
+};
 use rustc_hash::FxHashMap;
 
 use crate::admission::{Plan, expired, unloaded};
@@ -21,9 +23,7 @@ use crate::residency::Memory;
 use crate::running::Running;
 use crate::shares::Shares;
 use crate::slowdown::Slowdown;
-use crate::{
-    Action, Cost, Discipline, Event, LaneShape, Limits, ModelTerms, Requests, StepOutcome, StepReport, Unmet,
-};
+use crate::{Action, Cost, Discipline, Event, LaneShape, Limits, ModelTerms, StepOutcome, StepReport, Unmet};
 
 /// The scheduler of one domain.
 #[derive(Clone, Debug)]
@@ -224,7 +224,7 @@ impl Policy {
         let replaced = self.live.insert(request.id, live);
         assert!(replaced.is_none(), "request ids are never reused");
         self.expiries.insert((plan.expires, request.id));
-        self.wait(request.id, false);
+        self.wait(request.model, request.id, false);
     }
 
     /// Makes a live request wait.
@@ -244,13 +244,19 @@ impl Policy {
         self.queued += 1;
     }
 
-    /// Makes a waiting request wait no more.
-    pub(crate) fn dequeue(&mut self, id: RequestId) {
+    /// Makes a waiting request wait no more. It is in this step now, or in none.
+    pub(crate) fn dequeue(&mut self, id: RequestId, step: Option<StepId>) {
         let live = self.live.get_mut(&id).expect("waiting requests are live");
-        let Live { request, plan, .. } = *live;
+        let waited = *live;
+        (live.booking, live.step) = (None, step);
+        self.take_from_queue(&waited);
+    }
+
+    fn take_from_queue(&mut self, waited: &Live) {
+        let Live { request, plan, booking, .. } = *waited;
         if plan.key.easy {
-            self.shares.remove(request.tenant, request.priority, id);
-        } else if let Some(booking) = live.booking.take() {
+            self.shares.remove(request.tenant, request.priority, request.id);
+        } else if let Some(booking) = booking {
             self.demand.release(booking);
             self.ranked.remove(&(request.priority, plan.key));
         }
@@ -306,7 +312,7 @@ impl Policy {
             return self.end(id, Ending::Failed(error), actions);
         }
         let alone = self.models[&live.request.model].waiting[&live.plan.key].alone;
-        self.dequeue(id);
+        self.take_from_queue(&live);
         self.expiries.remove(&(live.plan.expires, id));
         let plan = self.best_effort_plan(&live.request);
         self.expiries.insert((plan.expires, id));
@@ -316,13 +322,12 @@ impl Policy {
 
     /// Forgets a live request, wherever it is, and says how it ended. The one way out.
     pub(crate) fn end(&mut self, id: RequestId, ending: Ending, actions: &mut Vec<Action>) {
-        let live = self.live[&id];
+        let live = self.live.remove(&id).expect("only live requests end");
         if live.parked {
             self.unpark(live.request.model, id);
         } else if live.waits() {
-            self.dequeue(id);
+            self.take_from_queue(&live);
         }
-        self.live.remove(&id);
         self.forget_hosted(id, live.request.model);
         let Work::Once { bytes_in, .. } = live.request.work;
         self.expiries.remove(&(live.plan.expires, id));
@@ -344,40 +349,43 @@ impl Policy {
             let charged = step.progress * u32::try_from(step.lane.cores.len()).unwrap_or(1);
             self.floor.correct(charged, report.core_time);
         }
-        let several = step.requests.len() > 1;
-        let still_live: Requests =
-            step.requests.iter().copied().filter(|id| self.live.contains_key(id)).collect();
         match report.outcome {
             StepOutcome::Completed => {
                 self.learn(now, &step, &report);
-                for id in still_live {
-                    if now > self.live[&id].plan.deadline {
-                        self.note_late(now, id);
+                for id in &step.requests {
+                    let Some(live) = self.live.get(id) else { continue };
+                    if now > live.plan.deadline {
+                        self.note_late(now, *id);
                     }
-                    self.end(id, Ending::Completed, actions);
+                    self.end(*id, Ending::Completed, actions);
                 }
             }
             StepOutcome::Lost(lost) => self.lost(&step, &lost, actions),
-            StepOutcome::Failed(_) if several && !self.models.contains_key(&step.model) => {
-                for id in still_live {
-                    self.end(id, Ending::Failed(unloaded()), actions);
-                }
-            }
-            // One of them may be to blame, and the others should not pay for it: each runs by itself.
-            StepOutcome::Failed(_) if several => {
-                for id in still_live {
-                    self.live.get_mut(&id).expect("still live").step = None;
-                    self.wait(id, true);
-                }
-            }
-            StepOutcome::Failed(error) => {
-                for id in still_live {
-                    self.end(id, Ending::Failed(error.clone()), actions);
-                }
-            }
+            StepOutcome::Failed(error) => self.failed(&step, error, actions),
         }
         self.settle_quotas(now, &step, report.core_time);
         self.after_step_of(step.model);
+    }
+
+    /// A step has failed. One of its requests may be to blame, and the others should not pay for it: each
+    /// runs by itself, once, if their model is still there.
+    fn failed(&mut self, step: &Running, error: Error, actions: &mut Vec<Action>) {
+        let several = step.requests.len() > 1;
+        let error = if several && !self.models.contains_key(&step.model) {
+            Some(unloaded())
+        } else {
+            (!several).then_some(error)
+        };
+        for id in &step.requests {
+            let Some(live) = self.live.get_mut(id) else { continue };
+            match &error {
+                Some(error) => self.end(*id, Ending::Failed(error.clone()), actions),
+                None => {
+                    live.step = None;
+                    self.wait(step.model, *id, true);
+                }
+            }
+        }
     }
 
     /// What a step takes besides its own time.

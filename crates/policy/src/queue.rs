@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 use crate::cost::{Costs, Kind, Setting};
 use crate::doubt::Doubt;
 use crate::fairness::Account;
+use crate::span::scaled;
 use crate::{Discipline, ModelTerms, Requests};
 
 /// How many waiting requests are looked at to fill one batch: a bound on the cost of a decision when
@@ -205,7 +206,7 @@ impl ModelQueue {
     /// Whether rows with deadlines share a step that takes `together`, where `apart` is what their steps take
     /// one after the other. The disciplines to compare with join whatever is in time.
     fn joins(&self, apart: Duration, together: Duration) -> bool {
-        self.discipline != Discipline::Quadrant || together <= apart.mul_f64(JOINED_MAX)
+        self.discipline != Discipline::Quadrant || together <= scaled(apart, JOINED_MAX)
     }
 
     /// The first request with a deadline behind `key` that no batch from `key` or from before it could

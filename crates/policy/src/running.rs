@@ -10,6 +10,7 @@ use quadrant_types::{CoreSet, Ending, Error, ErrorCode, LaneId, ModelId, Schedul
 
 use crate::cost::{Beside, Kind};
 use crate::demand::Booking;
+use crate::span::{as_nanos, from_nanos, scaled};
 use crate::{Action, LaneShape, Policy, Requests, StepReport};
 
 /// A step that has used its predicted time up is expected to need this share of it again.
@@ -29,8 +30,8 @@ pub(crate) struct Running {
     pub(crate) predicted: Duration,
     /// How many times longer than usually that is.
     pub(crate) slowdown: f64,
-    /// The same as it is rarely exceeded.
-    pub(crate) high: Duration,
+    /// How many times longer than predicted it rarely takes.
+    pub(crate) rarely: f64,
     /// When its first request is to be done; [`Time::MAX`] for best effort.
     pub(crate) deadline: Time,
     pub(crate) easy: bool,
@@ -64,8 +65,7 @@ impl Running {
     /// When the rest of it has to go on at the latest, so that it is rarely late.
     pub(crate) fn latest_start(&self) -> Time {
         let left = self.remaining(self.progress);
-        let rarely = self.high.as_secs_f64() / self.predicted.as_secs_f64().max(1e-9);
-        self.deadline - left.mul_f64(rarely.max(1.0))
+        self.deadline - scaled(left, self.rarely)
     }
 
     /// The kind of step it turned out to be.
@@ -134,7 +134,7 @@ impl Policy {
             };
             self.demand.release(booking);
             let left = step.remaining(step.progress);
-            let work = left.mul_f64(step.lane.cores.len() as f64 * self.per_core);
+            let work = scaled(left, step.lane.cores.len() as f64 * self.per_core);
             step.booking = Some(self.demand.book(step.latest_start() + work, work));
             step.booked_at = step.progress;
         }
@@ -159,11 +159,11 @@ impl Policy {
         let fixed = self.running.iter().filter(|step| step.booking.is_none() && !step.is_stuck());
         let nanos =
             fixed.filter(|step| !(step.easy && step.lane.class == SchedulingClass::Idle)).map(|step| {
-                step.remaining(step.progress).min(within).as_secs_f64()
+                as_nanos(step.remaining(step.progress).min(within))
                     * step.lane.cores.len() as f64
                     * self.per_core
             });
-        Duration::from_secs_f64(nanos.sum())
+        from_nanos(nanos.sum())
     }
 
     /// What runs on other cores than these.

@@ -11,6 +11,7 @@ use super::slots::Slots;
 use crate::cost::{Beside, Kind};
 use crate::policy::Policy;
 use crate::queue::{BATCH_SCAN_MAX, Candidate, OrderKey};
+use crate::span::scaled;
 use crate::{Action, LaneShape};
 
 /// Requests that could share a batch; one that runs alone is a group by itself.
@@ -36,7 +37,9 @@ impl Policy {
     /// A turn of which no use could be made, because all that waits waits for more rows, is over.
     pub(super) fn take_turn_back(&mut self) -> bool {
         // A load uses it by itself.
-        let unused = self.memory.loading.is_none() && self.turn_is_open(self.slots(CoreSet::EMPTY));
+        let unused = !self.floor.turn().is_empty()
+            && self.memory.loading.is_none()
+            && self.turn_is_open(self.slots(CoreSet::EMPTY));
         if unused {
             self.floor.give(CoreSet::EMPTY);
         }
@@ -103,7 +106,7 @@ impl Policy {
         if let Some(widest) = widest {
             let kind = Kind { width: widest, beside: Beside::Nothing, ..batch.kind };
             let wide = queue.costs.predict_at(kind, batch.bytes, batch.slowdown);
-            let gains = wide.mul_f64(WIDE_GAIN) < batch.predicted;
+            let gains = scaled(wide, WIDE_GAIN) < batch.predicted;
             let may = |lane: &LaneShape| gains && lane.cores.is_subset(slots.free);
             if let Some(wide) = self.fitting(widest, SchedulingClass::Urgent).find(may) {
                 let setting = self.setting(now, wide.cores, Beside::Nothing);

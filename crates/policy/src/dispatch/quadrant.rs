@@ -14,6 +14,7 @@ use crate::cost::Beside;
 use crate::policy::Policy;
 use crate::queue::{Candidate, OrderKey};
 use crate::running::Running;
+use crate::span::scaled;
 use crate::{Action, LaneShape};
 
 /// Models that are looked at in vain before the others are left for the next event.
@@ -48,11 +49,11 @@ impl Policy {
         let (mut walk, mut passed_over) = (Walk::default(), 0);
         let mut kept = CoreSet::EMPTY;
         while passed_over < PASSED_OVER_MAX {
+            let Some((key, model)) = self.next_head(&mut walk) else { break };
             let slots = self.slots(self.floor.turn().union(kept));
             if slots.open.is_empty() {
                 break;
             }
-            let Some((key, model)) = self.next_head(&mut walk) else { break };
             // In this order no later one may preempt what runs either.
             if slots.free.is_empty() && key.start_by() >= self.least_pressing(slots) {
                 break;
@@ -124,7 +125,7 @@ impl Policy {
             return Ok((lane, narrow));
         };
         let wide = queue.batch_from(key, now, self.setting(now, wide_lane.cores, Beside::Nothing));
-        let gains = wide.predicted.mul_f64(WIDE_GAIN) < narrow.predicted;
+        let gains = scaled(wide.predicted, WIDE_GAIN) < narrow.predicted;
         Ok(if gains { (wide_lane, wide) } else { (lane, narrow) })
     }
 

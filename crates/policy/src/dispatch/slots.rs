@@ -10,7 +10,7 @@ use crate::{LaneShape, ModelTerms};
 /// The state of the cores, for one decision.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Slots {
-    /// No urgent step, not stuck, and not held for somebody.
+    /// No urgent step, not even one that is stuck, and not held for somebody.
     pub(super) open: CoreSet,
     /// Open, and without an idle-class step.
     pub(super) free: CoreSet,
@@ -19,9 +19,13 @@ pub(super) struct Slots {
 impl Policy {
     /// The cores as they are, without those that are held for somebody.
     pub(super) fn slots(&self, held: CoreSet) -> Slots {
-        let urgent = self.busy_cores(SchedulingClass::Urgent);
-        let open = self.cores.without(urgent).without(self.stuck_cores()).without(held);
-        Slots { open, free: open.without(self.busy_cores(SchedulingClass::Idle)) }
+        let (mut urgent, mut idle) = (CoreSet::EMPTY, CoreSet::EMPTY);
+        for step in &self.running {
+            let of_class = if step.lane.class == SchedulingClass::Urgent { &mut urgent } else { &mut idle };
+            *of_class = of_class.union(step.lane.cores);
+        }
+        let open = self.cores.without(urgent).without(held);
+        Slots { open, free: open.without(idle) }
     }
 
     /// The lanes of a class for steps of this width: the widest not wider than it, else the narrowest.
