@@ -83,8 +83,17 @@ struct Window {
     /// The other model's 99th percentile, in milliseconds.
     p99: f64,
     deaths: usize,
-    /// From a death to the next answer of the model that died, in milliseconds: the longest.
-    back: f64,
+    /// How long the model that died was away.
+    away: Away,
+}
+
+/// From the end of a process to the next answer of the model in it.
+#[derive(Clone, Copy, Default)]
+struct Away {
+    /// From what ended it on, which for a request is when it was sent: it ends two, and takes its time.
+    in_all: Duration,
+    /// From the last end on.
+    after_end: Duration,
 }
 
 /// The 99th percentile of a model while another one dies once, over the same load without deaths;
@@ -116,12 +125,13 @@ pub(super) fn harm(args: &MeasureArgs) -> Result<()> {
         let deaths: usize = pairs.iter().map(|(_, deadly)| deadly.deaths).sum();
         say(&format!(
             "isolation, {death:?}: p99 of another model with deaths over without {}, bar 1.2x; without {}, with {}; \
-             serving again after at most {}; {deaths} deaths, only those that kill failed; \
-             {} pairs of {} s, {voids} void",
+             serving again {} after an end, {} with all that came before it; {deaths} windows with deaths, \
+             only those that kill failed; {} pairs of {} s, {voids} void",
             spread(&column(|(quiet, deadly)| deadly.p99 / quiet.p99), "x"),
             spread(&column(|(quiet, _)| quiet.p99), " ms"),
             spread(&column(|(_, deadly)| deadly.p99), " ms"),
-            spread(&column(|(_, deadly)| deadly.back), " ms"),
+            spread(&column(|(_, deadly)| 1e3 * deadly.away.after_end.as_secs_f64()), " ms"),
+            spread(&column(|(_, deadly)| 1e3 * deadly.away.in_all.as_secs_f64()), " ms"),
             pairs.len(),
             args.seconds
         ));
@@ -142,7 +152,7 @@ fn window(args: &MeasureArgs, server: &Server, death: Option<(Death, u8)>) -> Re
         let (steady, victim) = (scope.spawn(|| load("steady")), scope.spawn(|| load("victim")));
         let deaths = scope.spawn(|| match death {
             Some((death, number)) => die(server, death, number, &over),
-            None => Ok((0, Duration::ZERO)),
+            None => Ok((0, Away::default())),
         });
         let (steady, victim) = (steady.join(), victim.join());
         over.store(true, Ordering::Relaxed);
@@ -150,33 +160,38 @@ fn window(args: &MeasureArgs, server: &Server, death: Option<(Death, u8)>) -> Re
     });
     let panicked = |_| anyhow::anyhow!("a thread of the measurement panicked");
     let (steady, victim) = (steady.map_err(panicked)??, victim.map_err(panicked)??);
-    let (deaths, back) = deaths.map_err(panicked)??;
+    let (deaths, away) = deaths.map_err(panicked)??;
     for report in [&steady, &victim] {
         ensure!(report.total.failed == 0, "requests failed: {:?}", report.total.failures);
     }
-    let window = Window { p99: steady.total.latency_ms.p99, deaths, back: back.as_secs_f64() * 1e3 };
+    let window = Window { p99: steady.total.latency_ms.p99, deaths, away };
     Ok(steady.void.or(victim.void).map_or(Ok(window), Err))
 }
 
-/// Lets the victim's process die once, and waits until it is over: how often it died, and how long it took to
+/// Lets the victim's process die once, and waits until it is over: whether it did, and how long it took to
 /// serve again. `number` makes an input that was not there before: the same again would be refused.
-fn die(server: &Server, death: Death, number: u8, over: &AtomicBool) -> Result<(usize, Duration)> {
+fn die(server: &Server, death: Death, number: u8, over: &AtomicBool) -> Result<(usize, Away)> {
     let is_over = || Ok(over.load(Ordering::Relaxed));
     if within(DIES_AFTER, is_over)? {
-        return Ok((0, Duration::ZERO));
+        return Ok((0, Away::default()));
     }
-    #[expect(clippy::disallowed_methods, reason = "what is measured is this time")]
-    let began = Instant::now();
+    let began = now();
     match death {
         Death::Kill => kill("KILL", &child_of(server.process())?.to_string()),
         Death::Leak => lethal(server, 204, number)?,
         Death::Abort => lethal(server, 201, number)?,
     }
+    let ended = now();
     let back = within(BACK_MAX, || Ok(ask(server, 1, number)? == 200))?;
     ensure!(back, "the model did not come back");
-    let took = began.elapsed();
+    let away = Away { in_all: began.elapsed(), after_end: ended.elapsed() };
     within(WINDOW_MAX, is_over)?;
-    Ok((1, took))
+    Ok((1, away))
+}
+
+#[expect(clippy::disallowed_methods, reason = "what is measured is this time")]
+fn now() -> Instant {
+    Instant::now()
 }
 
 fn lethal(server: &Server, first: u8, number: u8) -> Result<()> {

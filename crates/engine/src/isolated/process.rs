@@ -16,8 +16,10 @@ use super::{HostCommand, HostSpec};
 
 /// How long loading a model, or preparing a lane, may take before the process counts as hung.
 const ANSWER_PATIENCE: Duration = Duration::from_mins(10);
-/// How often the process is looked at.
-pub(super) const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How often the process is looked at. What runs away takes some gigabytes a second.
+const LOOK_EVERY: Duration = Duration::from_millis(25);
+/// How much further than a quarter above its limit it may grow in between.
+const GROWS_MAX: u64 = 128 << 20;
 
 /// How often a process is asked whether it has ended, and how many times.
 const EXIT_POLL: Duration = Duration::from_millis(2);
@@ -265,7 +267,7 @@ fn main_thread_exit(process: u32) -> Option<ExitStatus> {
 /// is for what grows faster than it is looked at. It counts also what was reserved and never touched, such
 /// as the stacks of threads, so it lies higher.
 fn data_bytes_max(resident_bytes_max: u64) -> u64 {
-    resident_bytes_max.saturating_add(resident_bytes_max / 4).saturating_add(64 << 20)
+    resident_bytes_max.saturating_add(resident_bytes_max / 4).saturating_add(GROWS_MAX)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
