@@ -5,8 +5,8 @@
 //! The rate is such that the clairvoyant would spend a quarter of the device on loading. What counts is how
 //! far of the way from the least recently used to the clairvoyant the time spent on loading lies. Nobody can
 //! play the clairvoyant live, and beside requests a load takes longer than alone, by how much depends on the
-//! hour. So the live figure is told twice: as it was, the clairvoyant's loads as long as alone, and with every
-//! load, of all three, as long as one of its kind was on average in the live runs.
+//! hour. So the live figure is told twice: as it was, the clairvoyant's loads as long as alone, and with
+//! every load, of all three, as long as one of its kind was on average in the live runs.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
