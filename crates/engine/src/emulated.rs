@@ -23,9 +23,9 @@
 //!
 //! Outputs share the bytes of the input they copy. Without latency and faults a step costs nothing.
 //!
-//! `harm` is for tests of what contains it: a step whose first input begins with one of these bytes aborts
-//! the process, exits it, never ends, or takes memory without end, as fast as it can. It happens to
-//! whichever process the model runs in, so such a model belongs into one of its own.
+//! `harm` is for tests of what contains it: a step with a row in whose first input one of these bytes comes
+//! first aborts the process, exits it, never ends, or takes memory without end, as fast as it can. It happens
+//! to whichever process the model runs in, so such a model belongs into one of its own.
 
 use std::collections::BTreeSet;
 use std::hint;
@@ -120,7 +120,7 @@ struct Faults {
     stall_ms: u64,
 }
 
-/// What a step does whose first input begins with this byte.
+/// What a step does with a row whose first input begins with this byte.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(default, deny_unknown_fields)]
 struct Harm {
@@ -277,10 +277,11 @@ impl Shared {
         if self.faults != Faults::default() {
             self.misbehave()?;
         }
-        if let Some(first) = work.inputs.first().and_then(|input| input.data.first()) {
-            self.harm.by(*first);
-        }
         let rows = work.inputs.first().and_then(|input| input.shape.first()).copied().unwrap_or(1);
+        if let Some(input) = work.inputs.first().filter(|_| self.harm != Harm::default()) {
+            let row_bytes = (input.data.len() / rows.max(1)).max(1);
+            input.data.chunks(row_bytes).filter_map(|row| row.first()).for_each(|first| self.harm.by(*first));
+        }
         self.pass(self.latency.draw(rows, random), self.busy);
         let copy = |output: &usize| work.inputs.get(*self.from.get(*output)?).cloned();
         let outputs: Option<Vec<_>> = work.outputs.iter().map(copy).collect();

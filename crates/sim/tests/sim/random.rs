@@ -31,9 +31,7 @@ fn two_thousand_random_scenarios_hold() {
     assert_eq!(endings.values().sum::<u64>(), requests);
 }
 
-/// `cargo test --release -p quadrant-sim -- --ignored`
 #[test]
-#[ignore = "more of what the normal run samples"]
 fn ten_thousand_random_scenarios_hold() {
     for seed in 10_000..20_000 {
         play(seed);
