@@ -6,7 +6,7 @@
 //!
 //! A run is a function of its scenario and its seed. A [`Violation`] prints the seed, so it can be played
 //! again; [`Report::log_hash`] is over every action at its time, so two runs can be told apart. The
-//! normal tests play some thousands of random scenarios; more on request:
+//! tests play twelve thousand random scenarios; most of them by
 //! `cargo test --release -p quadrant-sim ten_thousand`.
 
 mod agenda;
