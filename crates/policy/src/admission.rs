@@ -143,16 +143,13 @@ impl Policy {
         };
         let kind = |width| Kind { shape, rows, width, beside: Beside::Usual };
         let slowdown = self.slowdown.mean(now);
+        let step = |width: &usize| {
+            let own = queue.costs.predict_at(kind(*width), bytes_in, slowdown);
+            (*width, own, queue.costs.high(own))
+        };
         // The narrowest that is fast enough, or the widest.
-        let (mut width, mut own, mut high) = (1, Duration::ZERO, Duration::ZERO);
-        for candidate in widths {
-            width = *candidate;
-            own = queue.costs.predict_at(kind(width), bytes_in, slowdown);
-            high = queue.costs.high(own);
-            if now + high <= deadline {
-                break;
-            }
-        }
+        let fast_enough = widths.iter().map(step).find(|(_, _, high)| now + *high <= deadline);
+        let (width, own, high) = fast_enough.unwrap_or_else(|| step(&widths[widths.len() - 1]));
         let start_by = deadline - high;
         let row_bytes = bytes_in / u64::from(rows.max(1));
         let marginal = queue.marginal(rows, kind(width), row_bytes, slowdown) + self.handoff();

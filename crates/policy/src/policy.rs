@@ -370,11 +370,10 @@ impl Policy {
     /// A step has failed. One of its requests may be to blame, and the others should not pay for it: each
     /// runs by itself, once, if their model is still there.
     fn failed(&mut self, step: &Running, error: Error, actions: &mut Vec<Action>) {
-        let several = step.requests.len() > 1;
-        let error = if several && !self.models.contains_key(&step.model) {
-            Some(unloaded())
-        } else {
-            (!several).then_some(error)
+        let error = match (step.requests.len() > 1, self.models.contains_key(&step.model)) {
+            (false, _) => Some(error),
+            (true, false) => Some(unloaded()),
+            (true, true) => None,
         };
         for id in &step.requests {
             let Some(live) = self.live.get_mut(id) else { continue };

@@ -19,13 +19,8 @@ pub(super) struct Slots {
 impl Policy {
     /// The cores as they are, without those that are held for somebody.
     pub(super) fn slots(&self, held: CoreSet) -> Slots {
-        let (mut urgent, mut idle) = (CoreSet::EMPTY, CoreSet::EMPTY);
-        for step in &self.running {
-            let of_class = if step.lane.class == SchedulingClass::Urgent { &mut urgent } else { &mut idle };
-            *of_class = of_class.union(step.lane.cores);
-        }
-        let open = self.cores.without(urgent).without(held);
-        Slots { open, free: open.without(idle) }
+        let open = self.cores.without(self.busy_cores(SchedulingClass::Urgent)).without(held);
+        Slots { open, free: open.without(self.busy_cores(SchedulingClass::Idle)) }
     }
 
     /// The lanes of a class for steps of this width: the widest not wider than it, else the narrowest.

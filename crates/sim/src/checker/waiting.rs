@@ -56,8 +56,7 @@ impl Checker {
         // A core may be kept for a load, which has its floor like other best effort; so may the others of
         // the narrowest lane that has it.
         let all = self.lanes.iter().fold(CoreSet::EMPTY, |all, lane| all.union(lane.cores));
-        let kept_max = self.lanes.iter().map(|lane| lane.cores.len()).min().unwrap_or(1);
-        let load_has_it = self.memory.is_loading() && all.without(busy).len() <= kept_max;
+        let load_has_it = self.memory.is_loading() && Some(all.without(busy).len()) <= self.narrowest();
         let is_cramped = absent || self.memory.is_told();
         for known in waiting() {
             let Some(terms) = self.models.get(&known.request.model) else { continue };
@@ -96,10 +95,14 @@ impl Checker {
         Ok(())
     }
 
+    /// Cores of the narrowest lane.
+    fn narrowest(&self) -> Option<usize> {
+        self.lanes.iter().map(|lane| lane.cores.len()).min()
+    }
+
     fn is_wide_only(&self, known: &Known) -> bool {
-        let narrowest = self.lanes.iter().map(|lane| lane.cores.len()).min();
         let terms = self.models.get(&known.request.model);
-        terms.is_some_and(|terms| self.width_for(terms.widths[0]) > narrowest)
+        terms.is_some_and(|terms| self.width_for(terms.widths[0]) > self.narrowest())
     }
 }
 
