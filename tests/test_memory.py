@@ -27,6 +27,8 @@ cores = [{core}]
 onnxruntime = "off"
 probe_s = 0.02
 memory_mb = {memory_mb}
+[scheduler]
+load_threads = 2
 [limits]
 in_flight_bytes = 1000000
 body_bytes = 500000
@@ -154,6 +156,62 @@ def test_models_are_unloaded_and_loaded_by_name():
         server.put("c.emulated.toml", model())
         client.load_model("c")
         assert infer(client, "c").as_numpy("y")[0, 0] == 1
+
+
+def test_a_slow_load_holds_no_other_up():
+    files = {"old.emulated.toml": model()}
+    with Server(files, config()) as server:
+        client = triton_http.InferenceServerClient(server.http)
+        server.put("slow.emulated.toml", model(load_ms=4_000))
+        server.put("fast.emulated.toml", model())
+        ended = []
+
+        def load(name: str):
+            # A client is one thread's.
+            triton_http.InferenceServerClient(server.http, network_timeout=60).load_model(name)
+            ended.append(name)
+
+        slow = threading.Thread(target=load, args=("slow",))
+        slow.start()
+        await_that(lambda: any(line["name"] == "slow" for line in client.get_model_repository_index()), "it is asked for")
+        load("fast")
+        assert infer(client, "fast").as_numpy("y")[0, 0] == 1
+        client.unload_model("old")
+        ended.append("old")
+        slow.join()
+        assert ended == ["fast", "old", "slow"]
+        assert infer(client, "slow").as_numpy("y")[0, 0] == 1
+
+
+@pytest.mark.parametrize("then", ["unload", "update"])
+def test_a_model_that_is_being_loaded_for_a_request_answers_it_and_goes(then: str):
+    files = {"m/1/model.emulated.toml": model(load_ms=2_000)}
+    with Server(files, config(residency='"on-demand"', idle_s="0.2")) as server:
+        client = triton_http.InferenceServerClient(server.http, network_timeout=60)
+        await_that(lambda: "absent" in state(client, "m").get("reason", ""), "it goes when it is idle")
+        empty = metric(server, 'quadrant_memory_bytes{what="reserved"}')
+        answers = []
+
+        def ask():
+            own = triton_http.InferenceServerClient(server.http)
+            answers.append(infer(own, "m").get_response()["model_version"])
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        await_that(lambda: metric(server, 'quadrant_memory_bytes{what="reserved"}') > empty, "it is being loaded")
+        if then == "unload":
+            client.unload_model("m")
+            assert not client.is_model_ready("m")
+        else:
+            server.put("m/2/model.emulated.toml", model())
+            client.load_model("m")
+            assert infer(client, "m").get_response()["model_version"] == "2"
+        asking.join()
+        assert answers == ["1"]
+        await_that(lambda: metric(server, 'quadrant_memory_bytes{what="reserved"}') == empty, "its memory is given back")
+        client.load_model("m")
+        assert infer(client, "m").get_response()["model_version"] == ("1" if then == "unload" else "2")
+        assert metric(server, "quadrant_invariant_violations_total") == 0
 
 
 def test_updates_under_load_lose_nothing():

@@ -164,7 +164,7 @@ def test_a_history_that_no_order_explains_is_found():
 
 def test_what_clients_see_is_what_some_order_shows():
     core = min(os.sched_getaffinity(0))
-    config = f'[device]\ncores = [{core}]\nonnxruntime = "off"\nprobe_s = 0.01\nmemory_mb = 256\n'
+    config = f'[device]\ncores = [{core}]\nonnxruntime = "off"\nprobe_s = 0.01\nmemory_mb = 256\n[scheduler]\nload_threads = 2\n'
     description = identity("UINT8", dims=("batch", 1), load_ms="1", memory_mb="1")
     files = {f"{model}/1/model.emulated.toml": description for model in MODELS}
     with Server(files, config + "[limits]\nin_flight_bytes = 4000000\nbody_bytes = 1000000\n") as server:

@@ -22,6 +22,11 @@ pub(crate) const ENGINE_HOST: &str = "engine-host";
 const MEMORY_MB_MIN: u64 = 32;
 const MEMORY_MB_MAX: u64 = 1 << 24;
 
+/// Models that are loaded at the same time unless configured, if there are as many cores: a disk and the
+/// memory's bandwidth serve no more at full speed.
+const LOAD_THREADS: usize = 4;
+const LOAD_THREADS_MAX: usize = 64;
+
 /// A day: anything longer in a configuration is a mistake.
 const SECONDS_MAX: f64 = 86_400.0;
 
@@ -39,9 +44,10 @@ pub(crate) fn node_config(settings: &Settings, models_dir: &Path, libraries: &[P
             .with_context(|| format!("in `models.{name}`"))?;
         models.insert(name.clone(), checked);
     }
+    let cores = device_cores(&settings.device.cores)?;
     Ok(Config {
         models_dir: models_dir.to_owned(),
-        cores: device_cores(&settings.device.cores)?,
+        cores,
         onnxruntime: find_onnxruntime(&settings.device.onnxruntime, libraries)?,
         engine_host: engine_host(),
         discipline: discipline(&settings.scheduler.policy)?,
@@ -54,6 +60,7 @@ pub(crate) fn node_config(settings: &Settings, models_dir: &Path, libraries: &[P
             stall_floor: seconds("limits.stall_s", limits.stall_s)?,
             best_effort_floor_permille: permille(settings.scheduler.best_effort_floor)?,
             eviction: eviction(&settings.scheduler.eviction)?,
+            loads_max: loads_max(settings.scheduler.load_threads, cores)?,
             memory: MemoryBudget { bytes: memory_bytes(settings)?, process_bytes: 0 },
         },
         poll: match settings.repository.poll_s {
@@ -145,6 +152,15 @@ fn discipline(name: &str) -> Result<Discipline> {
 fn eviction(name: &str) -> Result<Eviction> {
     let known = Eviction::ALL.into_iter().find(|eviction| eviction.name() == name);
     known.with_context(|| format!("`scheduler.eviction` must be `worth` or `lru`, not `{name}`"))
+}
+
+fn loads_max(load_threads: usize, cores: CoreSet) -> Result<usize> {
+    let fits = load_threads <= LOAD_THREADS_MAX;
+    ensure!(fits, "`scheduler.load_threads` must be from 0 to {LOAD_THREADS_MAX}, not `{load_threads}`");
+    Ok(match load_threads {
+        0 => cores.len().min(LOAD_THREADS),
+        _ => load_threads,
+    })
 }
 
 fn permille(share: f64) -> Result<u32> {
@@ -288,6 +304,7 @@ mod tests {
             ("[models.m]\nlatency_objective_ms = 0.0", "`latency_objective_ms`"),
             ("[models.m]\nunmet = \"ignore\"", "`unmet` must be"),
             ("[scheduler]\neviction = \"fifo\"", "`scheduler.eviction` must be"),
+            ("[scheduler]\nload_threads = 65", "`scheduler.load_threads` must be from 0 to 64"),
             ("[models.m]\nresidency = \"always\"", "`residency` must be"),
             ("[models.m]\nidle_s = 0.0", "`idle_s` must be more than 0"),
             ("[device]\nmemory_mb = 1", "`device.memory_mb` must be at least 64"),

@@ -92,6 +92,8 @@ pub(crate) struct SchedulerSettings {
     pub(crate) best_effort_floor: f64,
     /// Which models make room for others: `worth`, those that would be missed least; `lru` to compare with.
     pub(crate) eviction: String,
+    /// Models that are loaded at the same time; 0 is one for each core, and at most 4.
+    pub(crate) load_threads: usize,
     /// The shares of best-effort time of tenants that the gateway's headers name; others have 1. Only while
     /// no tenant is configured: those have a `weight`.
     pub(crate) tenant_weights: BTreeMap<String, u32>,
@@ -231,6 +233,7 @@ impl Default for SchedulerSettings {
             policy: "quadrant".to_owned(),
             best_effort_floor: 0.05,
             eviction: "worth".to_owned(),
+            load_threads: 0,
             tenant_weights: BTreeMap::new(),
         }
     }

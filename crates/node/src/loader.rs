@@ -13,7 +13,7 @@ use std::time::Duration;
 use quadrant_engine::{Engines, LaneSpec, Model, Profile};
 use quadrant_types::{Error, ErrorCode, ModelId, Time};
 
-use crate::isolation::{self, HostTable};
+use crate::isolation;
 use crate::message::Message;
 use crate::orders::{Order, Reply, Wish};
 use crate::profiles::ProfileStore;
@@ -21,27 +21,31 @@ use crate::repository::{self, Found, ModelFiles, Stamp};
 use crate::{Config, Handle, ModelEntry, ModelSettings};
 
 mod aside;
+mod bringing;
 mod deeds;
 
 use aside::Aside;
+use bringing::{LoadingLanes, Means};
+
+pub(crate) use bringing::Brought;
 
 /// Wishes that may wait for names that are on their way to something.
 const DEFERRED_MAX: usize = 256;
 /// How often it is looked at whether a model that goes has no more requests.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
+/// How long to wait before offering something again to a lane that is full.
+const LANE_FULL_WAIT: Duration = Duration::from_millis(1);
 /// The longest time without anything to do.
 const IDLE: Duration = Duration::from_secs(60);
 
 pub(crate) struct Loader {
-    handle: Handle,
-    engines: Engines,
-    lanes: Vec<LaneSpec>,
-    config: Arc<Config>,
-    profiles: Option<ProfileStore>,
-    /// Where models are loaded and taken down.
+    means: Means,
+    loading_lanes: LoadingLanes,
+    /// Where models are measured and taken down.
     aside: Aside,
-    hosts: Arc<HostTable>,
     known: BTreeMap<ModelId, Known>,
+    /// Loads that have not ended, and since when.
+    loading: BTreeMap<ModelId, Time>,
     /// The model that serves under each name, or is to.
     names: BTreeMap<String, ModelId>,
     /// Wishes for names that are on their way to something.
@@ -96,16 +100,15 @@ impl Loader {
     ) -> io::Result<Self> {
         let folder = config.profiles_dir.clone();
         let profiles = folder.map(|folder| ProfileStore::new(folder, config.cores.len()));
+        let hosts = Arc::new(isolation::hosts(&handle, &engines, &config));
+        let means = Means { handle, engines, lanes, config: Arc::new(config), profiles, hosts };
         Ok(Self {
-            aside: Aside::start(config.cores)?,
-            hosts: Arc::new(isolation::hosts(&handle, &engines, &config)),
-            looked_at: handle.now(),
-            handle,
-            engines,
-            lanes,
-            config: Arc::new(config),
-            profiles,
+            loading_lanes: LoadingLanes::start(means.config.limits.loads_max, &means)?,
+            aside: Aside::start(means.config.cores)?,
+            looked_at: means.handle.now(),
+            means,
             known: BTreeMap::new(),
+            loading: BTreeMap::new(),
             names: BTreeMap::new(),
             deferred: VecDeque::new(),
             failed: BTreeMap::new(),
@@ -117,7 +120,7 @@ impl Loader {
     pub(crate) fn list(&self, found: &[Found]) {
         for model in found {
             match &model.files {
-                Ok(_) => self.handle.registry.loading(&model.name, model.version),
+                Ok(_) => self.means.handle.registry.loading(&model.name, model.version),
                 Err(reason) => self.not_served(&model.name, model.version, reason),
             }
         }
@@ -143,7 +146,8 @@ impl Loader {
         loop {
             self.let_go();
             self.retry_deferred();
-            match self.handle.driver.orders.next(patience) {
+            match self.means.handle.driver.orders.next(patience) {
+                Ok(Some(Order::Brought(brought))) => self.brought(brought),
                 Ok(Some(Order::Load(id))) => self.load(id),
                 Ok(Some(Order::Unload(id))) => self.unload(id),
                 Ok(Some(Order::Refused(id, error))) => self.not_loaded(id, &error),
@@ -157,9 +161,9 @@ impl Loader {
 
     fn patience(&self) -> Duration {
         let is_draining = self.known.values().any(|known| known.state == State::Draining);
-        match self.config.poll {
+        match self.means.config.poll {
             _ if is_draining || !self.deferred.is_empty() => LOOK_AGAIN,
-            Some(poll) => (self.looked_at + poll).since(self.handle.now()),
+            Some(poll) => (self.looked_at + poll).since(self.means.handle.now()),
             None => IDLE,
         }
     }
@@ -172,18 +176,18 @@ impl Loader {
         files: ModelFiles,
         replaces: Option<ModelId>,
     ) -> Result<ModelId, String> {
-        let mut known = Known::new(name, version, files, &self.config)?;
+        let mut known = Known::new(name, version, files, &self.means.config)?;
         let id = ModelId(self.next_id);
         self.next_id += 1;
         known.replaces = replaces;
         known.profile = self.profile(&known)?;
         let waits_for_requests = replaces.is_none() && self.open_absent(id, &mut known);
         let (terms, holding) = self.terms_of(id, &known);
-        self.handle.driver.post(Message::Known(id, terms, holding));
+        self.means.handle.driver.post(Message::Known(id, terms, holding));
         if let Some(entry) = known.entry.as_ref().filter(|_| waits_for_requests) {
-            self.handle.registry.ready(Arc::clone(entry), None);
+            self.means.handle.registry.ready(Arc::clone(entry), None);
         } else {
-            self.handle.driver.post(Message::LoadWanted(id));
+            self.means.handle.driver.post(Message::LoadWanted(id));
         }
         if replaces.is_none() {
             self.names.insert(name.to_owned(), id);
@@ -193,8 +197,8 @@ impl Loader {
     }
 
     fn not_served(&self, name: &str, version: u64, reason: &str) {
-        self.handle.telemetry.model_failed(name, version, reason);
-        self.handle.registry.unavailable(name, version, reason.to_owned());
+        self.means.handle.telemetry.model_failed(name, version, reason);
+        self.means.handle.registry.unavailable(name, version, reason.to_owned());
     }
 
     /// A name is on its way to something, or somebody waits for its model.
@@ -233,7 +237,7 @@ impl Loader {
 
     fn wish_load(&mut self, name: &str, reply: Option<Reply>) {
         let current = self.names.get(name).copied();
-        let found = repository::find(&self.config.models_dir, name);
+        let found = repository::find(&self.means.config.models_dir, name);
         let Some(Found { version, files, .. }) = found else {
             let text = format!("failed to load '{name}', failed to poll from model repository");
             return tell(reply, Err(Error::new(ErrorCode::Internal, text)));
@@ -250,10 +254,10 @@ impl Loader {
         let replaces = current.filter(is_open);
         if replaces.is_none() {
             if let Some(known) = current.and_then(|id| self.known.get(&id)) {
-                self.handle.registry.forget(name, known.version);
+                self.means.handle.registry.forget(name, known.version);
             }
             current.into_iter().for_each(|id| self.forget(id));
-            self.handle.registry.loading(name, version);
+            self.means.handle.registry.loading(name, version);
         }
         match self.introduce(name, version, files, replaces) {
             Ok(id) => self.load_again(id, reply),
@@ -269,10 +273,10 @@ impl Loader {
         }
         if known.state == State::Closed {
             known.state = State::Coming;
-            self.handle.registry.loading(&known.name, known.version);
+            self.means.handle.registry.loading(&known.name, known.version);
         }
         known.replies.extend(reply);
-        self.handle.driver.post(Message::LoadWanted(id));
+        self.means.handle.driver.post(Message::LoadWanted(id));
     }
 
     fn cannot_load(
@@ -283,17 +287,17 @@ impl Loader {
         reason: &str,
         reply: Option<Reply>,
     ) {
-        self.handle.telemetry.model_failed(name, version, reason);
+        self.means.handle.telemetry.model_failed(name, version, reason);
         let serving = serving.and_then(|id| self.known.get(&id)).filter(|known| known.state == State::Open);
         match serving {
             Some(known) => {
                 let why = format!("version `{version}`: {reason}");
-                self.handle.registry.update_failed(name, known.version, why);
+                self.means.handle.registry.update_failed(name, known.version, why);
                 if known.version != version {
-                    self.handle.registry.unavailable(name, version, reason.to_owned());
+                    self.means.handle.registry.unavailable(name, version, reason.to_owned());
                 }
             }
-            None => self.handle.registry.unavailable(name, version, reason.to_owned()),
+            None => self.means.handle.registry.unavailable(name, version, reason.to_owned()),
         }
         let text = format!("failed to load '{name}': {reason}");
         tell(reply, Err(Error::new(ErrorCode::Internal, text)));
@@ -309,7 +313,7 @@ impl Loader {
         }
         known.state = State::Draining;
         known.replies.extend(reply);
-        self.handle.registry.unloading(name, known.version);
+        self.means.handle.registry.unloading(name, known.version);
     }
 
     /// Tells the scheduler of models that go and that nobody holds any more.
@@ -318,12 +322,12 @@ impl Loader {
         let done = |(id, known): (&ModelId, &mut Known)| {
             (known.state == State::Draining && unheld(known)).then(|| {
                 known.state = State::Leaving;
-                (*id, known.model.is_none())
+                (*id, known.model.is_none() && !self.loading.contains_key(id))
             })
         };
         let done: Vec<_> = self.known.iter_mut().filter_map(done).collect();
         for (id, is_absent) in done {
-            self.handle.driver.post(Message::UnloadWanted(id));
+            self.means.handle.driver.post(Message::UnloadWanted(id));
             if is_absent {
                 self.gone(id);
             }
@@ -338,13 +342,13 @@ impl Loader {
         if is_replaced {
             self.forget(id);
         } else {
-            self.handle.registry.unavailable(&known.name, known.version, "unloaded".to_owned());
+            self.means.handle.registry.unavailable(&known.name, known.version, "unloaded".to_owned());
         }
         replies.into_iter().for_each(|reply| tell(Some(reply), Ok(())));
     }
 
     fn forget(&mut self, id: ModelId) {
-        self.handle.driver.post(Message::ModelDown(id));
+        self.means.handle.driver.post(Message::ModelDown(id));
         if let Some(known) = self.known.remove(&id)
             && self.names.get(&known.name) == Some(&id)
         {
@@ -354,14 +358,14 @@ impl Loader {
 
     /// Loads what is new or has changed in the repository, and lets go what is there no more.
     fn look_at_repository(&mut self) {
-        let now = self.handle.now();
-        if self.config.poll.is_none_or(|poll| now < self.looked_at + poll) {
+        let now = self.means.handle.now();
+        if self.means.config.poll.is_none_or(|poll| now < self.looked_at + poll) {
             return;
         }
         self.looked_at = now;
-        let found = match repository::scan(&self.config.models_dir) {
+        let found = match repository::scan(&self.means.config.models_dir) {
             Ok(found) => found,
-            Err(error) => return self.handle.telemetry.repository_unreadable(&error),
+            Err(error) => return self.means.handle.telemetry.repository_unreadable(&error),
         };
         let gone: Vec<String> = self
             .names

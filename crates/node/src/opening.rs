@@ -15,7 +15,7 @@ use quadrant_types::{ModelSpec, TensorSpec};
 use crate::isolation::{HostTable, Hosted};
 use crate::node::single_lanes;
 use crate::repository::{ModelFiles, labels_fit, read_labels};
-use crate::{Batching, Config, ModelSettings, pbtxt};
+use crate::{Batching, Config, Isolation, ModelSettings, pbtxt};
 
 /// Rows of one request of a model that batches, unless configured.
 const ROWS_MAX: u32 = 128;
@@ -149,6 +149,11 @@ pub(crate) fn engine_version(engines: &Engines, kind: EngineKind, isolated: bool
 #[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
 pub(crate) fn reason(error: EngineError) -> String {
     error.to_string()
+}
+
+/// Whether its engine runs in a process of its own.
+pub(crate) fn is_isolated(settings: &ModelSettings) -> bool {
+    settings.isolation == Some(Isolation::Process)
 }
 
 pub(crate) fn rows_max(settings: &ModelSettings) -> u32 {

@@ -1,7 +1,8 @@
 //! What the loader is to do: what the scheduler decided, and what people asked for.
 //!
-//! Two queues behind one lock. The scheduler's never fills: it holds at most one load and one unload of each
-//! model, and whoever puts something there must not wait. What people ask for is bounded.
+//! Queues behind one lock. The scheduler's never fills: it holds at most one load and one unload of each
+//! model, and whoever puts something there must not wait. Neither does that of loads that have ended, of
+//! which there are as many as loading lanes. What people ask for is bounded.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -10,12 +11,16 @@ use std::time::Duration;
 use quadrant_types::{Error, ErrorCode, ModelId};
 use tokio::sync::oneshot;
 
+use crate::loader::Brought;
+
 /// Requests of people that may wait.
 const ASKED_MAX: usize = 256;
 
 /// Something for the loader to do.
 #[derive(Debug)]
 pub(crate) enum Order {
+    /// A load has ended.
+    Brought(Brought),
     /// Load this model; its memory is reserved.
     Load(ModelId),
     /// Unload this model, which has nothing to do.
@@ -47,12 +52,23 @@ pub(crate) struct Orders {
 
 #[derive(Debug, Default)]
 struct Queues {
+    brought: VecDeque<Brought>,
     decided: VecDeque<Order>,
     asked: VecDeque<Order>,
     stopped: bool,
 }
 
 impl Orders {
+    /// Puts in that a load has ended. Does not wait.
+    pub(crate) fn brought(&self, brought: Brought) {
+        let mut queues = self.lock();
+        if !queues.stopped {
+            queues.brought.push_back(brought);
+            drop(queues);
+            self.changed.notify_one();
+        }
+    }
+
     /// Puts in what the scheduler decided. Does not wait.
     pub(crate) fn decided(&self, order: Order) {
         self.lock().decided.push_back(order);
@@ -78,21 +94,36 @@ impl Orders {
         Ok(())
     }
 
-    /// The next thing to do, what was decided first; `Ok(None)` if nothing came for so long.
+    /// The next thing to do, ended loads first and then what was decided; `Ok(None)` if nothing came for so
+    /// long.
     ///
     /// # Errors
     /// When there will be nothing more.
     pub(crate) fn next(&self, patience: Duration) -> Result<Option<Order>, Stopped> {
         let queues = self.lock();
-        let nothing =
-            |queues: &mut Queues| !queues.stopped && queues.decided.is_empty() && queues.asked.is_empty();
+        let nothing = |queues: &mut Queues| {
+            let is_empty = queues.brought.is_empty() && queues.decided.is_empty() && queues.asked.is_empty();
+            !queues.stopped && is_empty
+        };
         let waited = self.changed.wait_timeout_while(queues, patience, nothing);
         let (mut queues, _) = waited.unwrap_or_else(PoisonError::into_inner);
         if queues.stopped {
             return Err(Stopped);
         }
-        let decided = queues.decided.pop_front();
+        let brought = queues.brought.pop_front().map(Order::Brought);
+        let decided = brought.or_else(|| queues.decided.pop_front());
         Ok(decided.or_else(|| queues.asked.pop_front()))
+    }
+
+    /// The next load that has ended; what else there is to do waits.
+    ///
+    /// # Errors
+    /// When there will be nothing more.
+    pub(crate) fn next_brought(&self) -> Result<Brought, Stopped> {
+        let nothing = |queues: &mut Queues| !queues.stopped && queues.brought.is_empty();
+        let waited = self.changed.wait_while(self.lock(), nothing);
+        let mut queues = waited.unwrap_or_else(PoisonError::into_inner);
+        queues.brought.pop_front().ok_or(Stopped)
     }
 
     /// From now on there is nothing to do; who waits for an answer is told that there will be none.

@@ -58,6 +58,8 @@ pub struct Limits {
     pub memory: MemoryBudget,
     /// Which models make room.
     pub eviction: Eviction,
+    /// Models that are loaded at the same time, at least 1.
+    pub loads_max: usize,
 }
 
 /// Which models make room for others.
@@ -108,6 +110,7 @@ impl Default for Limits {
             best_effort_floor_permille: 50,
             memory: MemoryBudget::UNLIMITED,
             eviction: Eviction::Worth,
+            loads_max: 1,
         }
     }
 }

@@ -1,10 +1,10 @@
 //! Brings models into memory and lets them go.
 //!
 //! A request for a model that is absent is *parked*: it is live and expires like any other, but stands in no
-//! queue until its model is there. Models are loaded one after the other, in the order in which they were
-//! called for. What a load needs is reserved before it begins. If that much is not free, models make room
-//! that have nothing to do and would be missed least; if those do not suffice for a while, busy ones are
-//! chosen, which then take no more requests until they are idle and can go.
+//! queue until its model is there. Models are loaded in the order in which they were called for, so many at
+//! the same time as the limits say. What a load needs is reserved before it begins. If that much is not free,
+//! models make room that have nothing to do and would be missed least; if those do not suffice for a while,
+//! busy ones are chosen, which then take no more requests until they are idle and can go.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::admission::{expired, unloaded, unmeetable};
 use crate::ledger::Purpose;
 use crate::live::Live;
 use crate::queue::ModelQueue;
-use crate::residency::{CRAMPED_PATIENCE, Call, Stage};
+use crate::residency::{CRAMPED_PATIENCE, Call, Held, Stage};
 use crate::{Action, Discipline, Holding, Loaded, ModelTerms, Policy};
 
 /// The share of the budget by which the process may be larger than its budget before requests are refused.
@@ -74,7 +74,7 @@ impl Policy {
         self.end_parked(model, &unloaded(), actions);
         let bytes = self.memory.ledger.of(Purpose::Model(model));
         match self.memory.change(model, |held| std::mem::replace(&mut held.stage, Stage::Absent)) {
-            Some(Stage::Loading) => self.memory.loading = None,
+            Some(Stage::Loading) => self.memory.loading.retain(|(loading, _)| *loading != model),
             Some(Stage::Unloading) => self.memory.unloading_bytes -= bytes,
             Some(Stage::Absent | Stage::Resident) | None => {}
         }
@@ -150,15 +150,25 @@ impl Policy {
 
     /// How long it takes until this absent model is there, if nothing else comes first.
     fn load_wait(&self, now: Time, model: ModelId) -> Duration {
-        let left = self.memory.loading.map_or(Duration::ZERO, |(loading, since)| {
-            let time = self.memory.get(loading).map_or(Duration::ZERO, |held| held.holding.load_time);
-            time.saturating_sub(now.since(since))
-        });
-        if self.memory.loading.is_some_and(|(loading, _)| loading == model) {
-            return left;
+        let load_time = |held: &Held| held.holding.load_time;
+        let of = |model| self.memory.get(model).map_or(Duration::ZERO, load_time);
+        let left = |(loading, since): &(ModelId, Time)| of(*loading).saturating_sub(now.since(*since));
+        let loading = &self.memory.loading;
+        if let Some(own) = loading.iter().find(|(loading, _)| *loading == model) {
+            return left(own);
         }
-        let own = self.memory.get(model).map_or(Duration::ZERO, |held| held.holding.load_time);
-        self.memory.ahead_of(model).fold(left + own, |sum, held| sum.saturating_add(held.holding.load_time))
+        // When each of the loads that there may be at the same time is over, and the next can begin.
+        let mut over: Vec<Duration> = loading.iter().map(left).collect();
+        over.resize(self.limits.loads_max.max(over.len()), Duration::ZERO);
+        let mut ends = |load_time: Duration| {
+            let first = over.iter_mut().min().expect("there may be one load at least");
+            *first = first.saturating_add(load_time);
+            *first
+        };
+        for held in self.memory.ahead_of(model) {
+            ends(load_time(held));
+        }
+        ends(of(model))
     }
 
     /// A parked request waits no more for its model.
@@ -174,10 +184,8 @@ impl Policy {
         result: Result<Loaded, Error>,
         actions: &mut Vec<Action>,
     ) {
-        if self.memory.loading.is_none_or(|(loading, _)| loading != model) {
-            return;
-        }
-        self.memory.loading = None;
+        let Some(at) = self.memory.loading.iter().position(|(loading, _)| *loading == model) else { return };
+        self.memory.loading.swap_remove(at);
         match result {
             Ok(loaded) => self.loaded(now, model, loaded, actions),
             Err(error) => self.load_failed(now, model, &error, actions),
@@ -259,7 +267,7 @@ impl Policy {
         actions.push(Action::Unload(model));
     }
 
-    /// Lets go what is to go, and begins the next load if there is room or room can be made.
+    /// Lets go what is to go, and begins the next loads if there is room or room can be made.
     pub(crate) fn manage_memory(&mut self, now: Time, actions: &mut Vec<Action>) {
         for model in self.memory.idle_too_long(now) {
             match self.is_idle(model) {
@@ -269,7 +277,7 @@ impl Policy {
         }
         let done: Vec<ModelId> = self.memory.leaving().filter(|model| self.is_idle(*model)).collect();
         done.into_iter().for_each(|model| self.unload(model, actions));
-        while self.memory.loading.is_none() {
+        while self.memory.loading.len() < self.limits.loads_max {
             let Some((call, model)) = self.memory.first_call() else {
                 self.memory.cramped_since = None;
                 return;
@@ -284,7 +292,7 @@ impl Policy {
             }
             self.memory.cramped_since = None;
             self.memory.change(model, |held| held.stage = Stage::Loading);
-            self.memory.loading = Some((model, now));
+            self.memory.loading.push((model, now));
             actions.push(Action::Load(model));
         }
     }

@@ -76,10 +76,11 @@ impl Policy {
     /// A scheduler for these lanes.
     ///
     /// # Panics
-    /// If there is no lane, or a lane without a core.
+    /// If there is no lane, or a lane without a core, or no model may be loaded.
     pub fn new(lanes: Vec<LaneShape>, limits: Limits, discipline: Discipline) -> Self {
         assert!(!lanes.is_empty(), "a device has at least one lane");
         assert!(lanes.iter().all(|lane| !lane.cores.is_empty()), "a lane has at least one core");
+        assert!(limits.loads_max > 0, "models are loaded one at a time at least");
         let cores = lanes.iter().fold(CoreSet::EMPTY, |cores, lane| cores.union(lane.cores));
         let floor = Floor::new(limits.best_effort_floor_permille, cores.len());
         let (limits, ledger) = Ledger::within(limits);

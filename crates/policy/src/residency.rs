@@ -128,8 +128,8 @@ pub(crate) struct Memory {
     leaving: BTreeSet<ModelId>,
     /// When each model with an idle time-out is to be looked at.
     idle: BTreeSet<(Time, ModelId)>,
-    /// The model that is being loaded, and since when.
-    pub(crate) loading: Option<(ModelId, Time)>,
+    /// The models that are being loaded, and since when.
+    pub(crate) loading: Vec<(ModelId, Time)>,
     /// Bytes that are about to be free.
     pub(crate) unloading_bytes: u64,
     /// Since when the first call waits for room.
@@ -148,7 +148,7 @@ impl Memory {
             calls: BTreeSet::new(),
             leaving: BTreeSet::new(),
             idle: BTreeSet::new(),
-            loading: None,
+            loading: Vec::new(),
             unloading_bytes: 0,
             cramped_since: None,
             clock: 0.0,
@@ -327,12 +327,16 @@ impl Memory {
         let called = self.held.values().filter(|held| held.call().is_some()).count();
         let unloading = self.iter().filter(|(_, held)| held.stage == Stage::Unloading);
         let unloading: u64 = unloading.map(|(model, _)| self.ledger.of(Purpose::Model(model))).sum();
-        let loading = self.held.values().filter(|held| held.stage == Stage::Loading).count();
+        let is_loading = |(model, held): (ModelId, &Held)| {
+            let listed = self.loading.iter().filter(|(loading, _)| *loading == model).count();
+            listed == usize::from(held.stage == Stage::Loading)
+        };
         self.ledger.is_sound()
             && self.iter().all(calls)
             && called == self.calls.len()
             && unloading == self.unloading_bytes
-            && loading == usize::from(self.loading.is_some())
+            && self.iter().all(is_loading)
+            && self.loading.iter().all(|(model, _)| self.held.contains_key(model))
     }
 }
 

@@ -118,11 +118,11 @@ impl Policy {
                 if step.easy && !step.preempted && !step.is_stuck() { step.lane.cores.len() } else { 0 };
         }
         // A load is best effort that runs wherever nothing urgent does.
-        let loads = self.memory.loading.is_some();
-        if loads && easy_cores == 0 && urgent != self.cores {
-            easy_cores = 1;
+        let loads = self.memory.loading.len();
+        if easy_cores == 0 {
+            easy_cores = self.cores.without(urgent).len().min(loads);
         }
-        self.floor.note(easy || loads || self.shares.len() > 0, easy_cores);
+        self.floor.note(easy || loads > 0 || self.shares.len() > 0, easy_cores);
     }
 
     /// Corrects what is booked for running steps by what they have done since.

@@ -21,6 +21,9 @@ use quadrant_types::{
 
 use happening::{Happening, How, disciplines, happenings, lanes};
 
+/// Models that are loaded at the same time.
+const LOADS_MAX: usize = 2;
+
 /// The scheduler with a world around it that keeps count.
 struct World {
     policy: Policy,
@@ -30,7 +33,7 @@ struct World {
     requests: BTreeMap<RequestId, Request>,
     running: Vec<Step>,
     stalled: BTreeSet<StepId>,
-    loading: Option<ModelId>,
+    loading: Vec<ModelId>,
     unloading: Vec<ModelId>,
     models: u32,
     generation: u64,
@@ -51,6 +54,7 @@ impl World {
             best_effort_floor_permille: 200,
             memory: MemoryBudget { bytes: 240, process_bytes: 20 },
             eviction: Eviction::Worth,
+            loads_max: LOADS_MAX,
         };
         Self {
             policy: Policy::new(lanes, limits, discipline),
@@ -59,7 +63,7 @@ impl World {
             requests: BTreeMap::new(),
             running: Vec::new(),
             stalled: BTreeSet::new(),
-            loading: None,
+            loading: Vec::new(),
             unloading: Vec::new(),
             models: 0,
             generation: 0,
@@ -88,7 +92,8 @@ impl World {
                 }
                 Action::LaneRecovered(_) | Action::LoadRefused(..) => {}
                 Action::Load(model) => {
-                    prop_assert_eq!(self.loading.replace(*model), None, "two loads at a time");
+                    prop_assert!(self.loading.len() < LOADS_MAX, "too many loads at the same time");
+                    self.loading.push(*model);
                 }
                 Action::Unload(model) => {
                     let runs = self
@@ -209,7 +214,7 @@ impl World {
             }
             Happening::LoadWanted(model) => self.event(Event::LoadWanted(ModelId(model))),
             Happening::UnloadWanted(model) => self.event(Event::UnloadWanted(ModelId(model))),
-            Happening::LoadEnds { fails, bytes } => self.load_ends(fails, bytes),
+            Happening::LoadEnds { index, fails, bytes } => self.load_ends(index, fails, bytes),
             Happening::UnloadEnds(index) => self.unload_ends(index),
             Happening::Resident(bytes) => self.event(Event::Resident(bytes)),
             Happening::Tenant(tenant, terms) => self.tenant(TenantId(tenant), terms),
@@ -246,12 +251,15 @@ impl World {
     /// A model is forgotten, in whatever state.
     fn down(&mut self, model: ModelId) -> Result<(), TestCaseError> {
         self.unloading.retain(|other| *other != model);
-        self.loading = self.loading.filter(|other| *other != model);
+        self.loading.retain(|other| *other != model);
         self.event(Event::ModelDown(model))
     }
 
-    fn load_ends(&mut self, fails: bool, bytes: u64) -> Result<(), TestCaseError> {
-        let Some(model) = self.loading.take() else { return Ok(()) };
+    fn load_ends(&mut self, index: usize, fails: bool, bytes: u64) -> Result<(), TestCaseError> {
+        if self.loading.is_empty() {
+            return Ok(());
+        }
+        let model = self.loading.swap_remove(index % self.loading.len());
         let result = if fails {
             Err(Error::new(ErrorCode::Unavailable, "broken"))
         } else {
@@ -298,8 +306,8 @@ impl World {
         for _ in 0..1_000 {
             if !self.running.is_empty() {
                 self.step_ends(0, How::Completes)?;
-            } else if self.loading.is_some() {
-                self.load_ends(false, 50)?;
+            } else if !self.loading.is_empty() {
+                self.load_ends(0, false, 50)?;
             } else if !self.unloading.is_empty() {
                 self.unload_ends(0)?;
             } else if self.policy.next_deadline().is_some() {

@@ -22,11 +22,16 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
+        Self::loading(1)
+    }
+
+    /// One that loads so many models at the same time.
+    fn loading(loads_max: usize) -> Self {
         let lane =
             LaneShape { id: LaneId(0), cores: CoreSet::from_cores([0]), class: SchedulingClass::Urgent };
         // A quarter of the budget is kept for inputs.
         let memory = MemoryBudget { bytes: 160, process_bytes: 20 };
-        let limits = Limits { memory, ..Limits::default() };
+        let limits = Limits { memory, loads_max, ..Limits::default() };
         Self { policy: Policy::new(vec![lane], limits, Discipline::Quadrant), said: Vec::new(), requests: 0 }
     }
 
@@ -210,6 +215,24 @@ fn a_deadline_that_the_load_cannot_meet_is_refused_and_the_model_loaded() {
     assert!(bench.arrives_for(4, 1, Objective::Target { by: at(6), until: Time::MAX }).is_empty());
     assert_eq!(bench.loaded(11, 1), ["s0 runs r1"]);
     assert_eq!(bench.step_ends(12, 0), ["r1 completed", "s1 runs r2"]);
+}
+
+#[test]
+fn several_are_loaded_at_the_same_time() {
+    let mut bench = Bench::loading(2);
+    (1..=4).for_each(|model| bench.known(model, 20));
+    assert_eq!(bench.arrives(0, 1), ["load m1"]);
+    assert_eq!(bench.arrives(3, 2), ["load m2"]);
+    assert!(bench.arrives(4, 3).is_empty());
+    // The third begins when the first is over, the fourth when the second is.
+    assert_eq!(bench.arrives_for(4, 3, Objective::EndBy(at(19))), ["r3 deadline_unmeetable"]);
+    assert!(bench.arrives_for(4, 3, Objective::EndBy(at(21))).is_empty());
+    assert_eq!(bench.arrives_for(4, 4, Objective::EndBy(at(22))), ["r5 deadline_unmeetable"]);
+    assert!(bench.arrives_for(4, 4, Objective::EndBy(at(24))).is_empty());
+    // They end in any order.
+    assert_eq!(bench.loaded(9, 2), ["s0 runs r1", "load m3"]);
+    assert_eq!(bench.at(9, Event::ModelDown(ModelId(1))), ["r0 unavailable", "load m4"]);
+    assert!(bench.loaded(12, 1).is_empty(), "it was forgotten meanwhile");
 }
 
 #[test]

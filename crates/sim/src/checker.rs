@@ -108,7 +108,7 @@ impl Checker {
             discipline: scenario.discipline,
             paced_at: Time::ZERO,
             models: BTreeMap::new(),
-            memory: Memory::new(scenario.limits.memory),
+            memory: Memory::new(&scenario.limits),
             live: BTreeMap::new(),
             books: BTreeMap::new(),
             over: BTreeSet::new(),

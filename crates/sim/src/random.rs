@@ -123,6 +123,7 @@ fn random_limits(random: &mut fastrand::Rng) -> Limits {
         stall_floor: pick(random, &[ms(1), ms(20), ms(1_000)]),
         best_effort_floor_permille: pick(random, &[0, 50, 300]),
         eviction: pick(random, &Eviction::ALL),
+        loads_max: pick(random, &[1, 2, 4]),
         memory: pick(random, &[MemoryBudget { bytes: 1 << 30, process_bytes: 0 }, SMALL_MEMORY]),
     }
 }

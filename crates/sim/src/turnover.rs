@@ -95,6 +95,7 @@ impl Crowd {
         let tensors = self.room;
         let limits = Limits {
             eviction,
+            loads_max: cores.len(),
             bytes_in_max: tensors / 4,
             memory: MemoryBudget { bytes: self.room + tensors / 4, process_bytes: 0 },
             ..Limits::default()

@@ -38,7 +38,7 @@ impl Policy {
     pub(super) fn take_turn_back(&mut self) -> bool {
         // A load uses it by itself.
         let unused = !self.floor.turn().is_empty()
-            && self.memory.loading.is_none()
+            && self.memory.loading.is_empty()
             && self.turn_is_open(self.slots(CoreSet::EMPTY));
         if unused {
             self.floor.give(CoreSet::EMPTY);

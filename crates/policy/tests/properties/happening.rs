@@ -46,6 +46,7 @@ pub(crate) enum Happening {
     LoadWanted(u32),
     UnloadWanted(u32),
     LoadEnds {
+        index: usize,
         fails: bool,
         bytes: u64,
     },
@@ -106,7 +107,8 @@ fn happening() -> impl Strategy<Value = Happening> {
         3 => known(),
         1 => (0..4_u32).prop_map(Happening::LoadWanted),
         1 => (0..4_u32).prop_map(Happening::UnloadWanted),
-        5 => (any::<bool>(), 10..160_u64).prop_map(|(fails, bytes)| Happening::LoadEnds { fails, bytes }),
+        5 => (0..4_usize, any::<bool>(), 10..160_u64)
+            .prop_map(|(index, fails, bytes)| Happening::LoadEnds { index, fails, bytes }),
         3 => any::<usize>().prop_map(Happening::UnloadEnds),
         1 => (0..300_u64).prop_map(Happening::Resident),
         4 => Just(Happening::TickAtDeadline),

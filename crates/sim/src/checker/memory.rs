@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use quadrant_policy::{Event, Holding, Loaded, MemoryBudget, Residency};
+use quadrant_policy::{Event, Holding, Limits, Loaded, MemoryBudget, Residency};
 use quadrant_types::{Error, ModelId};
 
 use super::{Broken, hold, hold_or};
@@ -11,6 +11,7 @@ use super::{Broken, hold, hold_or};
 #[derive(Debug)]
 pub(super) struct Memory {
     budget: MemoryBudget,
+    loads_max: usize,
     models: BTreeMap<ModelId, Kept>,
 }
 
@@ -31,8 +32,8 @@ enum Place {
 }
 
 impl Memory {
-    pub(super) fn new(budget: MemoryBudget) -> Self {
-        Self { budget, models: BTreeMap::new() }
+    pub(super) fn new(limits: &Limits) -> Self {
+        Self { budget: limits.memory, loads_max: limits.loads_max, models: BTreeMap::new() }
     }
 
     pub(super) fn known(&mut self, model: ModelId, holding: Holding) {
@@ -54,7 +55,7 @@ impl Memory {
 
     pub(super) fn load(&mut self, model: ModelId) -> Result<(), Broken> {
         let loads = self.models.values().filter(|kept| kept.place == Place::Loading).count();
-        hold("one model is loaded at a time", loads == 0, &model)?;
+        hold("not too many models are loaded at the same time", loads < self.loads_max, &model)?;
         let taken: u64 = self.models.values().map(Kept::bytes).sum();
         let Some(kept) = self.models.get_mut(&model) else {
             return Err(("only models that there are are loaded", model.to_string()));

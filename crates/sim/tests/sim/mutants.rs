@@ -222,7 +222,9 @@ fn wrong_steps_are_found() {
 #[test]
 fn wrong_loads_are_found() {
     let table: [Case<ActionsFn>; 3] = [
-        ("one model is loaded at a time", |actions, _| repeat(actions, |a| matches!(a, Action::Load(_)))),
+        ("not too many models are loaded at the same time", |actions, _| {
+            repeat(actions, |action| matches!(action, Action::Load(_)));
+        }),
         ("only resident models are unloaded", |actions, _| {
             repeat(actions, |action| matches!(action, Action::Unload(_)));
         }),
