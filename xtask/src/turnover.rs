@@ -260,7 +260,8 @@ fn live(
         .into_iter()
         .map(str::to_owned)
         .collect();
-    arguments.extend(["--outstanding".into(), "1024".into(), "--warmup".into(), "0".into()]);
+    // What was asked for before would be a load of every name.
+    arguments.extend(["--cold", "--outstanding", "1024", "--warmup", "0"].map(str::to_owned));
     arguments.extend(["--duration".into(), format!("{:.3}", last_ms / 1e3)]);
     for index in 0..NAMES {
         let kind = &kinds[index % kinds.len()];

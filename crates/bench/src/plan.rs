@@ -101,6 +101,8 @@ pub struct Plan {
     pub tenant: Option<String>,
     /// Sent with every request: the API key.
     pub api_key: Option<String>,
+    /// Whether each model is asked once before the run, so that a mistake shows before the load.
+    pub tries_first: bool,
     /// Seed of arrivals, of the mix and of generated inputs.
     pub seed: u64,
 }

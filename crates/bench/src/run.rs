@@ -29,7 +29,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// Runs the plan to its end on this thread, telling `progress` once a second.
 ///
 /// # Errors
-/// If the plan makes no sense, or the server does not answer a first request of each model.
+/// If the plan makes no sense, or the server does not answer a first request of each model, if it is to.
 pub fn run(plan: Plan, progress: impl FnMut(Snapshot)) -> Result<Report, BenchError> {
     plan.check()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -57,8 +57,9 @@ struct Shared {
 async fn run_on(mut plan: Plan, mut progress: impl FnMut(Snapshot)) -> Result<Report, BenchError> {
     metadata::complete(&mut plan).await?;
     let requests = plan.mix.iter().map(|model| Prepared::new(&plan, model)).collect::<Result<Vec<_>, _>>()?;
-    let clock = Clock::new();
-    try_each(&plan, &requests, clock).await?;
+    if plan.tries_first {
+        try_each(&plan, &requests, Clock::new()).await?;
+    }
     let clock = Clock::new();
     let (until, left) = match plan.length {
         Length::For(time) => (Some(plan.warmup + time), None),

@@ -121,6 +121,7 @@ mod tests {
             timeout: None,
             tenant: None,
             api_key: None,
+            tries_first: true,
             seed,
         };
         Schedule::new(&plan).unwrap().take(count).map(|(time, _)| time.as_secs_f64()).collect()

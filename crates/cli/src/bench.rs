@@ -63,6 +63,9 @@ pub(crate) struct BenchArgs {
     /// The API key to show, or `@FILE` for a file that holds it (HTTP only).
     #[arg(long, value_name = "KEY", value_parser = api_key)]
     api_key: Option<String>,
+    /// Do not ask each model once before the run: it begins with what was never asked for.
+    #[arg(long)]
+    cold: bool,
     /// Seed of arrivals, mix and inputs.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -155,6 +158,7 @@ fn plan(args: &BenchArgs) -> Result<Plan> {
         timeout: args.timeout_ms.map(Duration::from_millis),
         tenant: args.tenant.clone(),
         api_key: args.api_key.clone(),
+        tries_first: !args.cold,
         seed: args.seed,
     })
 }

@@ -13,7 +13,7 @@ use quadrant_types::{Error, ModelId, RequestId, Time};
 use crate::{Eviction, Holding, Ledger, Purpose, Residency};
 
 /// Requests after which a share of 1/e is left of what a use counted.
-const USES_REMEMBERED: f64 = 3_000.0;
+const USES_REMEMBERED: f64 = 1_000.0;
 /// How many times as dear a miss is of a model that promises answers sooner than it loads: it is late, too.
 const LATE_MISS: f64 = 2.0;
 /// How long a load waits for models to become idle by themselves before busy ones are told to make room.
