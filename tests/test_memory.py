@@ -158,12 +158,15 @@ def test_models_are_unloaded_and_loaded_by_name():
         assert infer(client, "c").as_numpy("y")[0, 0] == 1
 
 
-def test_a_slow_load_holds_no_other_up():
-    files = {"old.emulated.toml": model()}
+def test_a_slow_model_holds_no_other_up():
+    """Neither while it is measured nor while it is loaded."""
+    files = {"a.emulated.toml": model(), "b.emulated.toml": model()}
     with Server(files, config()) as server:
         client = triton_http.InferenceServerClient(server.http)
-        server.put("slow.emulated.toml", model(load_ms=4_000))
-        server.put("fast.emulated.toml", model())
+        client.unload_model("a")
+        client.unload_model("b")
+        before = metric(server, 'quadrant_memory_bytes{what="reserved"}')
+        server.put("slow.emulated.toml", model(load_ms=3_000))
         ended = []
 
         def load(name: str):
@@ -174,12 +177,17 @@ def test_a_slow_load_holds_no_other_up():
         slow = threading.Thread(target=load, args=("slow",))
         slow.start()
         await_that(lambda: any(line["name"] == "slow" for line in client.get_model_repository_index()), "it is asked for")
-        load("fast")
-        assert infer(client, "fast").as_numpy("y")[0, 0] == 1
-        client.unload_model("old")
-        ended.append("old")
+        load("a")
+        assert infer(client, "a").as_numpy("y")[0, 0] == 1
+        client.unload_model("a")
+        ended.append("without a")
+        assert metric(server, 'quadrant_memory_bytes{what="reserved"}') == before, "it is still measured"
+        await_that(lambda: metric(server, 'quadrant_memory_bytes{what="reserved"}') > before, "it is being loaded")
+        load("b")
+        client.unload_model("b")
+        ended.append("without b")
         slow.join()
-        assert ended == ["fast", "old", "slow"]
+        assert ended == ["a", "without a", "b", "without b", "slow"]
         assert infer(client, "slow").as_numpy("y")[0, 0] == 1
 
 

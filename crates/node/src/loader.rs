@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quadrant_engine::{Engines, LaneSpec, Model, Profile};
-use quadrant_types::{Error, ErrorCode, ModelId, Time};
+use quadrant_types::{Error, ModelId, Time};
 
 use crate::isolation;
 use crate::message::Message;
@@ -23,14 +23,15 @@ use crate::{Config, Handle, ModelEntry, ModelSettings};
 mod aside;
 mod bringing;
 mod deeds;
+mod trying;
+mod wishes;
 
 use aside::Aside;
 use bringing::{LoadingLanes, Means};
+use trying::{Measurer, Unknown};
 
 pub(crate) use bringing::Brought;
 
-/// Wishes that may wait for names that are on their way to something.
-const DEFERRED_MAX: usize = 256;
 /// How often it is looked at whether a model that goes has no more requests.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 /// How long to wait before offering something again to a lane that is full.
@@ -41,11 +42,16 @@ const IDLE: Duration = Duration::from_secs(60);
 pub(crate) struct Loader {
     means: Means,
     loading_lanes: LoadingLanes,
-    /// Where models are measured and taken down.
+    measurer: Measurer,
+    /// Where models are looked at and taken down.
     aside: Aside,
     known: BTreeMap<ModelId, Known>,
     /// Loads that have not ended, and since when.
     loading: BTreeMap<ModelId, Time>,
+    /// Models that are to be measured before they are loaded, the first first, and since when.
+    unknown: VecDeque<(Unknown, Time)>,
+    /// One is being measured.
+    is_measuring: bool,
     /// The model that serves under each name, or is to.
     names: BTreeMap<String, ModelId>,
     /// Wishes for names that are on their way to something.
@@ -101,14 +107,25 @@ impl Loader {
         let folder = config.profiles_dir.clone();
         let profiles = folder.map(|folder| ProfileStore::new(folder, config.cores.len()));
         let hosts = Arc::new(isolation::hosts(&handle, &engines, &config));
-        let means = Means { handle, engines, lanes, config: Arc::new(config), profiles, hosts };
+        let means = Means {
+            handle,
+            engines,
+            lanes,
+            config: Arc::new(config),
+            profiles,
+            hosts,
+            trying: Arc::default(),
+        };
         Ok(Self {
             loading_lanes: LoadingLanes::start(means.config.limits.loads_max, &means)?,
-            aside: Aside::start(means.config.cores)?,
+            measurer: Measurer::start(&means)?,
+            aside: Aside::start("unloading", means.config.cores)?,
             looked_at: means.handle.now(),
             means,
             known: BTreeMap::new(),
             loading: BTreeMap::new(),
+            unknown: VecDeque::new(),
+            is_measuring: false,
             names: BTreeMap::new(),
             deferred: VecDeque::new(),
             failed: BTreeMap::new(),
@@ -148,11 +165,15 @@ impl Loader {
             self.retry_deferred();
             match self.means.handle.driver.orders.next(patience) {
                 Ok(Some(Order::Brought(brought))) => self.brought(brought),
+                Ok(Some(Order::Measured(id, result))) => self.measured(id, result),
                 Ok(Some(Order::Load(id))) => self.load(id),
                 Ok(Some(Order::Unload(id))) => self.unload(id),
                 Ok(Some(Order::Refused(id, error))) => self.not_loaded(id, &error),
                 Ok(Some(Order::Asked(wish, name, reply))) => self.wish(wish, name, Some(reply)),
-                Ok(None) => return true,
+                Ok(None) => {
+                    self.measure_next();
+                    return true;
+                }
                 Err(_) => return false,
             }
             patience = Duration::ZERO;
@@ -161,14 +182,15 @@ impl Loader {
 
     fn patience(&self) -> Duration {
         let is_draining = self.known.values().any(|known| known.state == State::Draining);
+        let waits = !self.is_measuring && !self.unknown.is_empty();
         match self.means.config.poll {
-            _ if is_draining || !self.deferred.is_empty() => LOOK_AGAIN,
+            _ if is_draining || !self.deferred.is_empty() || waits => LOOK_AGAIN,
             Some(poll) => (self.looked_at + poll).since(self.means.handle.now()),
             None => IDLE,
         }
     }
 
-    /// Makes a model known to the scheduler, and has it loaded unless requests will.
+    /// Takes a model in: it is measured first if nobody knows it.
     fn introduce(
         &mut self,
         name: &str,
@@ -180,140 +202,39 @@ impl Loader {
         let id = ModelId(self.next_id);
         self.next_id += 1;
         known.replaces = replaces;
-        known.profile = self.profile(&known)?;
-        let waits_for_requests = replaces.is_none() && self.open_absent(id, &mut known);
-        let (terms, holding) = self.terms_of(id, &known);
-        self.means.handle.driver.post(Message::Known(id, terms, holding));
-        if let Some(entry) = known.entry.as_ref().filter(|_| waits_for_requests) {
-            self.means.handle.registry.ready(Arc::clone(entry), None);
-        } else {
-            self.means.handle.driver.post(Message::LoadWanted(id));
-        }
+        known.profile = self.stored_profile(&known);
         if replaces.is_none() {
             self.names.insert(name.to_owned(), id);
+        }
+        if let Some(unknown) = self.unknown(id, &known) {
+            self.unknown.push_back((unknown, self.means.handle.now()));
+        } else {
+            if known.profile.is_some() {
+                self.means.handle.telemetry.profile_reused(&known.name);
+            }
+            self.announce(id, &mut known);
         }
         self.known.insert(id, known);
         Ok(id)
     }
 
+    /// Makes a model known to the scheduler, and has it loaded unless requests will.
+    fn announce(&mut self, id: ModelId, known: &mut Known) {
+        let waits_for_requests = known.replaces.is_none() && self.open_absent(id, known);
+        let (terms, holding) = self.terms_of(id, known);
+        self.means.handle.driver.post(Message::Known(id, terms, holding));
+        if let Some(entry) = known.entry.as_ref().filter(|_| waits_for_requests) {
+            self.means.handle.registry.ready(Arc::clone(entry), None);
+        }
+        // Who asked for it by name meanwhile does not wait for a request.
+        if !waits_for_requests || !known.replies.is_empty() {
+            self.means.handle.driver.post(Message::LoadWanted(id));
+        }
+    }
+
     fn not_served(&self, name: &str, version: u64, reason: &str) {
         self.means.handle.telemetry.model_failed(name, version, reason);
         self.means.handle.registry.unavailable(name, version, reason.to_owned());
-    }
-
-    /// A name is on its way to something, or somebody waits for its model.
-    fn is_busy(&self, name: &str) -> bool {
-        self.known.values().any(|known| {
-            let moves = matches!(known.state, State::Coming | State::Draining | State::Leaving);
-            known.name == name && (moves || !known.replies.is_empty())
-        })
-    }
-
-    fn retry_deferred(&mut self) {
-        for (wish, name, reply) in std::mem::take(&mut self.deferred) {
-            // Those for one name stay in order.
-            if self.is_busy(&name) || self.deferred.iter().any(|(_, other, _)| *other == name) {
-                self.deferred.push_back((wish, name, reply));
-            } else {
-                self.wish(wish, name, reply);
-            }
-        }
-    }
-
-    fn wish(&mut self, wish: Wish, name: String, reply: Option<Reply>) {
-        if self.is_busy(&name) {
-            if self.deferred.len() < DEFERRED_MAX {
-                return self.deferred.push_back((wish, name, reply));
-            }
-            let text = format!("`{DEFERRED_MAX}` loads and unloads wait for others already");
-            let full = Error::new(ErrorCode::ResourceExhausted, text).retry_after(Duration::from_secs(1));
-            return tell(reply, Err(full));
-        }
-        match wish {
-            Wish::Load => self.wish_load(&name, reply),
-            Wish::Unload => self.wish_unload(&name, reply),
-        }
-    }
-
-    fn wish_load(&mut self, name: &str, reply: Option<Reply>) {
-        let current = self.names.get(name).copied();
-        let found = repository::find(&self.means.config.models_dir, name);
-        let Some(Found { version, files, .. }) = found else {
-            let text = format!("failed to load '{name}', failed to poll from model repository");
-            return tell(reply, Err(Error::new(ErrorCode::Internal, text)));
-        };
-        let files = match files {
-            Ok(files) => files,
-            Err(reason) => return self.cannot_load(name, version, current, &reason, reply),
-        };
-        let same = |known: &Known| known.version == version && known.stamp == Stamp::of(&files);
-        if let Some(id) = current.filter(|id| self.known.get(id).is_some_and(same)) {
-            return self.load_again(id, reply);
-        }
-        let is_open = |id: &ModelId| self.known.get(id).is_some_and(|known| known.state == State::Open);
-        let replaces = current.filter(is_open);
-        if replaces.is_none() {
-            if let Some(known) = current.and_then(|id| self.known.get(&id)) {
-                self.means.handle.registry.forget(name, known.version);
-            }
-            current.into_iter().for_each(|id| self.forget(id));
-            self.means.handle.registry.loading(name, version);
-        }
-        match self.introduce(name, version, files, replaces) {
-            Ok(id) => self.load_again(id, reply),
-            Err(reason) => self.cannot_load(name, version, replaces, &reason, reply),
-        }
-    }
-
-    /// Has a model loaded that is known, and tells when it is.
-    fn load_again(&mut self, id: ModelId, reply: Option<Reply>) {
-        let Some(known) = self.known.get_mut(&id) else { return };
-        if known.model.is_some() {
-            return tell(reply, Ok(()));
-        }
-        if known.state == State::Closed {
-            known.state = State::Coming;
-            self.means.handle.registry.loading(&known.name, known.version);
-        }
-        known.replies.extend(reply);
-        self.means.handle.driver.post(Message::LoadWanted(id));
-    }
-
-    fn cannot_load(
-        &mut self,
-        name: &str,
-        version: u64,
-        serving: Option<ModelId>,
-        reason: &str,
-        reply: Option<Reply>,
-    ) {
-        self.means.handle.telemetry.model_failed(name, version, reason);
-        let serving = serving.and_then(|id| self.known.get(&id)).filter(|known| known.state == State::Open);
-        match serving {
-            Some(known) => {
-                let why = format!("version `{version}`: {reason}");
-                self.means.handle.registry.update_failed(name, known.version, why);
-                if known.version != version {
-                    self.means.handle.registry.unavailable(name, version, reason.to_owned());
-                }
-            }
-            None => self.means.handle.registry.unavailable(name, version, reason.to_owned()),
-        }
-        let text = format!("failed to load '{name}': {reason}");
-        tell(reply, Err(Error::new(ErrorCode::Internal, text)));
-    }
-
-    fn wish_unload(&mut self, name: &str, reply: Option<Reply>) {
-        let Some(known) = self.names.get(name).and_then(|id| self.known.get_mut(id)) else {
-            // As Triton does, also for a name that nobody knows.
-            return tell(reply, Ok(()));
-        };
-        if known.state != State::Open {
-            return tell(reply, Ok(()));
-        }
-        known.state = State::Draining;
-        known.replies.extend(reply);
-        self.means.handle.registry.unloading(name, known.version);
     }
 
     /// Tells the scheduler of models that go and that nobody holds any more.

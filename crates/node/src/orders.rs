@@ -1,8 +1,8 @@
 //! What the loader is to do: what the scheduler decided, and what people asked for.
 //!
 //! Queues behind one lock. The scheduler's never fills: it holds at most one load and one unload of each
-//! model, and whoever puts something there must not wait. Neither does that of loads that have ended, of
-//! which there are as many as loading lanes. What people ask for is bounded.
+//! model, and whoever puts something there must not wait. Neither does that of what has ended: as many
+//! loads as there are loading lanes, and one measurement. What people ask for is bounded.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -12,6 +12,7 @@ use quadrant_types::{Error, ErrorCode, ModelId};
 use tokio::sync::oneshot;
 
 use crate::loader::Brought;
+use crate::measuring::ChildError;
 
 /// Requests of people that may wait.
 const ASKED_MAX: usize = 256;
@@ -21,6 +22,8 @@ const ASKED_MAX: usize = 256;
 pub(crate) enum Order {
     /// A load has ended.
     Brought(Brought),
+    /// A model was measured, and what was found is in the store; or why there is nothing.
+    Measured(ModelId, Result<(), ChildError>),
     /// Load this model; its memory is reserved.
     Load(ModelId),
     /// Unload this model, which has nothing to do.
@@ -52,18 +55,18 @@ pub(crate) struct Orders {
 
 #[derive(Debug, Default)]
 struct Queues {
-    brought: VecDeque<Brought>,
+    ended: VecDeque<Order>,
     decided: VecDeque<Order>,
     asked: VecDeque<Order>,
     stopped: bool,
 }
 
 impl Orders {
-    /// Puts in that a load has ended. Does not wait.
-    pub(crate) fn brought(&self, brought: Brought) {
+    /// Puts in that something has ended that was begun. Does not wait.
+    pub(crate) fn ended(&self, order: Order) {
         let mut queues = self.lock();
         if !queues.stopped {
-            queues.brought.push_back(brought);
+            queues.ended.push_back(order);
             drop(queues);
             self.changed.notify_one();
         }
@@ -94,15 +97,15 @@ impl Orders {
         Ok(())
     }
 
-    /// The next thing to do, ended loads first and then what was decided; `Ok(None)` if nothing came for so
-    /// long.
+    /// The next thing to do, what has ended first and then what was decided; `Ok(None)` if nothing came for
+    /// so long.
     ///
     /// # Errors
     /// When there will be nothing more.
     pub(crate) fn next(&self, patience: Duration) -> Result<Option<Order>, Stopped> {
         let queues = self.lock();
         let nothing = |queues: &mut Queues| {
-            let is_empty = queues.brought.is_empty() && queues.decided.is_empty() && queues.asked.is_empty();
+            let is_empty = queues.ended.is_empty() && queues.decided.is_empty() && queues.asked.is_empty();
             !queues.stopped && is_empty
         };
         let waited = self.changed.wait_timeout_while(queues, patience, nothing);
@@ -110,20 +113,9 @@ impl Orders {
         if queues.stopped {
             return Err(Stopped);
         }
-        let brought = queues.brought.pop_front().map(Order::Brought);
-        let decided = brought.or_else(|| queues.decided.pop_front());
+        let ended = queues.ended.pop_front();
+        let decided = ended.or_else(|| queues.decided.pop_front());
         Ok(decided.or_else(|| queues.asked.pop_front()))
-    }
-
-    /// The next load that has ended; what else there is to do waits.
-    ///
-    /// # Errors
-    /// When there will be nothing more.
-    pub(crate) fn next_brought(&self) -> Result<Brought, Stopped> {
-        let nothing = |queues: &mut Queues| !queues.stopped && queues.brought.is_empty();
-        let waited = self.changed.wait_while(self.lock(), nothing);
-        let mut queues = waited.unwrap_or_else(PoisonError::into_inner);
-        queues.brought.pop_front().ok_or(Stopped)
     }
 
     /// From now on there is nothing to do; who waits for an answer is told that there will be none.

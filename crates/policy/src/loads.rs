@@ -320,7 +320,7 @@ impl Policy {
             for model in victims {
                 self.memory.change(model, |held| held.yielding = true);
             }
-        } else if self.memory.unloading_bytes == 0 && leaving == 0 {
+        } else if self.memory.unloading_bytes == 0 && leaving == 0 && self.memory.loading.is_empty() {
             let (free, unaccounted) = (self.memory.ledger.free(), self.memory.ledger.unaccounted());
             let text = format!(
                 "the model needs `{need}` bytes; `{free}` are free, nothing can make room, and `{unaccounted}` \

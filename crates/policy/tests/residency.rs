@@ -236,6 +236,20 @@ fn several_are_loaded_at_the_same_time() {
 }
 
 #[test]
+fn what_waits_for_the_room_of_a_model_that_is_being_loaded_is_not_refused() {
+    let mut bench = Bench::loading(2);
+    bench.known(1, 60);
+    bench.known(2, 60);
+    assert_eq!(bench.arrives(0, 1), ["load m1"]);
+    assert!(bench.arrives(1, 2).is_empty());
+    assert!(bench.at(201, Event::Tick).is_empty(), "it may go once it is there");
+    assert_eq!(bench.loaded(300, 1), ["s0 runs r0"]);
+    assert_eq!(bench.step_ends(301, 0), ["r0 completed", "unload m1"]);
+    assert_eq!(bench.unloaded(302, 1), ["load m2"]);
+    assert_eq!(bench.loaded(312, 2), ["s1 runs r1"]);
+}
+
+#[test]
 fn a_model_that_does_not_load_is_left_alone_for_a_while() {
     let mut bench = Bench::new();
     bench.known(1, 40);

@@ -1,4 +1,4 @@
-//! The loading lane: a thread of the class that gives way to every step, on which models are read, made ready
+//! A thread of the class that gives way to every step, on which models are read, made ready
 //! and taken down.
 //!
 //! The loader itself keeps the class of the shell: it takes locks that requests take, too, and whoever is
@@ -18,11 +18,11 @@ pub(super) struct Aside {
 }
 
 impl Aside {
-    /// Starts the thread on these cores.
+    /// Starts the thread, with this name, on these cores.
     ///
     /// # Errors
     /// What the operating system answered.
-    pub(super) fn start(cores: CoreSet) -> io::Result<Self> {
+    pub(super) fn start(name: &str, cores: CoreSet) -> io::Result<Self> {
         let (work, inbox) = sync_channel::<Work>(1);
         let serve = move || {
             for work in inbox {
@@ -30,7 +30,7 @@ impl Aside {
                 drop(catch_unwind(AssertUnwindSafe(work)));
             }
         };
-        quadrant_engine::background("loading", cores, serve)?;
+        quadrant_engine::background(name, cores, serve)?;
         Ok(Self { work })
     }
 

@@ -19,6 +19,7 @@ use super::aside::Aside;
 use crate::isolation::{HostTable, Hosted};
 use crate::node::single_lanes;
 use crate::opening::{Opened, engine_version, is_isolated, open, probe_options, reason, try_out};
+use crate::orders::Order;
 use crate::profiles::ProfileStore;
 use crate::repository::ModelFiles;
 use crate::{Config, Handle, ModelSettings};
@@ -69,6 +70,8 @@ pub(super) struct Means {
     pub(super) config: Arc<Config>,
     pub(super) profiles: Option<ProfileStore>,
     pub(super) hosts: Arc<HostTable>,
+    /// Taken by who tries a model out: side by side they would disturb each other.
+    pub(super) trying: Arc<Mutex<()>>,
 }
 
 /// The loading lanes. Their threads end when this is dropped, and their present loads have.
@@ -86,7 +89,10 @@ impl LoadingLanes {
         let (tasks, inbox) = sync_channel(1);
         let inbox = Arc::new(Mutex::new(inbox));
         for index in 0..count {
-            let lane = LoadingLane { aside: Aside::start(means.config.cores)?, means: means.clone() };
+            let lane = LoadingLane {
+                aside: Aside::start(&format!("loading-{index}"), means.config.cores)?,
+                means: means.clone(),
+            };
             let inbox = Arc::clone(&inbox);
             let serve = move || {
                 while let Some(task) = next(&inbox) {
@@ -120,7 +126,7 @@ impl LoadingLane {
         // A panic was printed when it happened.
         let outcome = catch_unwind(AssertUnwindSafe(|| self.bring(task)))
             .unwrap_or_else(|_| Err("loading it panicked; the log says how".into()));
-        self.means.handle.driver.orders.brought(Brought { id, outcome });
+        self.means.handle.driver.orders.ended(Order::Brought(Brought { id, outcome }));
     }
 
     /// Reads the model and gives it to the lanes.
@@ -150,9 +156,11 @@ impl LoadingLane {
         model: &Arc<dyn Model>,
         engine: EngineKind,
     ) -> Profile {
-        let Means { config, engines, profiles, handle, .. } = &self.means;
+        let Means { config, engines, profiles, handle, trying, .. } = &self.means;
         let options = probe_options(settings, config);
+        let alone = trying.lock().unwrap_or_else(PoisonError::into_inner);
         let profile = try_out(model, config, engines, &options);
+        drop(alone);
         // One that could not be tried out may be luckier next time.
         let store = profiles.as_ref().filter(|_| !profile.costs.is_empty());
         let keep = |store: &ProfileStore| {

@@ -6,21 +6,23 @@ use std::time::Duration;
 
 use quadrant_engine::{Model, Profile, Refusal, Runner, describe};
 use quadrant_policy::{Holding, Loaded, ModelTerms};
-use quadrant_types::{Error, ErrorCode, LaneId, ModelId};
+use quadrant_types::{Error, ErrorCode, LaneId, ModelId, Time};
 
 use super::bringing::{Brought, Fresh, Task};
+use super::trying::Unknown;
 use super::{Known, LANE_FULL_WAIT, Loader, State, tell};
-use crate::measuring::{ChildError, Subject, measured_in_child};
+use crate::measuring::ChildError;
 use crate::message::Message;
 use crate::opening::{
     engine_version, holding, is_isolated, probe_options, rows_max, settings, source, terms,
 };
-use crate::orders::Stopped;
 use crate::profiles::Stored;
 use crate::registry::ShapeTable;
 use crate::repository::{ModelFiles, Stamp};
 use crate::{Config, ModelEntry};
 
+/// How long a model that is to be measured waits for a moment without loads.
+const QUIET_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a lane may take to hand a model back. One that is stuck keeps it.
 const HANDED_BACK_WITHIN: Duration = Duration::from_secs(10);
 
@@ -46,51 +48,66 @@ impl Known {
 }
 
 impl Loader {
-    /// What is known of a model before it is loaded here: as stored, or as a child process now finds out.
-    /// `None` if it is to be tried out when it is loaded.
-    ///
-    /// # Errors
-    /// If it killed the child: it would kill this process, too.
-    pub(super) fn profile(&mut self, known: &Known) -> Result<Option<Profile>, String> {
-        let stored = self.stored_profile(known);
-        let can_measure = self.means.config.engine_host.is_some() && self.means.config.profiles_dir.is_some();
-        if stored.as_ref().is_some_and(|profile| profile.occupancy.is_some() || !can_measure) {
-            self.means.handle.telemetry.profile_reused(&known.name);
-            return Ok(stored);
+    /// What a child process is to find out about before it is loaded here; `None` if it is known, or tried
+    /// out where it will run: in a process of its own, or here if there is no other way.
+    pub(super) fn unknown(&self, id: ModelId, known: &Known) -> Option<Unknown> {
+        let is_known = known.profile.as_ref().is_some_and(|profile| profile.occupancy.is_some());
+        if is_known || is_isolated(&known.settings) {
+            return None;
         }
-        // What runs in a process of its own is tried out there.
-        if is_isolated(&known.settings) {
-            return Ok(stored);
-        }
+        let Config { engine_host, profiles_dir, .. } = &*self.means.config;
         let source = source(&known.name, known.version, &known.files, &known.settings);
-        let (Some(command), Some(folder), Ok(engine)) = (
-            &self.means.config.engine_host,
-            &self.means.config.profiles_dir,
-            source.engine_kind(&self.means.engines),
-        ) else {
-            return Ok(None);
-        };
-        let options = probe_options(&known.settings, &self.means.config);
-        let (command, folder, model) = (command.clone(), folder.clone(), known.files.model.clone());
-        let (config, clock) = (Arc::clone(&self.means.config), Arc::clone(&self.means.engines.clock));
-        self.settle();
-        let measure = move || {
-            let (program, onnxruntime) = (&*command.program, config.onnxruntime.as_deref());
-            let subject = Subject { program, model: &model, engine, onnxruntime, cores: config.cores };
-            measured_in_child(&subject, &options, &folder, &clock)
-        };
-        match self.aside.run(measure)? {
-            Ok(()) => Ok(self.stored_profile(known)),
-            Err(ChildError::Died(how)) => Err(format!("it killed the process that tried it out: {how}")),
-            // Why it does not load is told when it is loaded here.
-            Err(ChildError::Failed(reason)) => {
-                self.means.handle.telemetry.occupancy_unknown(&known.name, &reason);
-                Ok(stored)
-            }
+        Some(Unknown {
+            id,
+            command: engine_host.clone()?,
+            folder: profiles_dir.clone()?,
+            model: known.files.model.clone(),
+            engine: source.engine_kind(&self.means.engines).ok()?,
+            options: probe_options(&known.settings, &self.means.config),
+        })
+    }
+
+    /// Has the next model that nobody knows measured: as soon as none is being loaded, which would disturb
+    /// it, or when it has waited for that for long enough.
+    pub(super) fn measure_next(&mut self) {
+        let is_quiet =
+            |since: Time| self.loading.is_empty() || self.means.handle.now() >= since + QUIET_PATIENCE;
+        if self.is_measuring || !self.unknown.front().is_some_and(|(_, since)| is_quiet(*since)) {
+            return;
+        }
+        if let Some((unknown, _)) = self.unknown.pop_front() {
+            self.is_measuring = true;
+            self.measurer.begin(unknown);
         }
     }
 
-    fn stored_profile(&self, known: &Known) -> Option<Profile> {
+    /// A model was measured, or cannot be. One that killed its process would kill this one, too.
+    pub(super) fn measured(&mut self, id: ModelId, result: Result<(), ChildError>) {
+        self.is_measuring = false;
+        let Some(mut known) = self.known.remove(&id) else { return };
+        let died = match result {
+            Ok(()) => {
+                known.profile = self.stored_profile(&known);
+                None
+            }
+            // Why it does not load is told when it is loaded here.
+            Err(ChildError::Failed(reason)) => {
+                self.means.handle.telemetry.occupancy_unknown(&known.name, &reason);
+                None
+            }
+            Err(ChildError::Died(how)) => Some(format!("it killed the process that tried it out: {how}")),
+        };
+        if died.is_none() {
+            self.announce(id, &mut known);
+        }
+        self.known.insert(id, known);
+        if let Some(reason) = died {
+            self.not_loaded(id, &Error::new(ErrorCode::Internal, reason));
+        }
+    }
+
+    /// What was found out about a model on this machine.
+    pub(super) fn stored_profile(&self, known: &Known) -> Option<Profile> {
         let source = source(&known.name, known.version, &known.files, &known.settings);
         let kind = source.engine_kind(&self.means.engines).ok()?;
         let store = self.means.profiles.as_ref()?;
@@ -138,21 +155,7 @@ impl Loader {
 
     /// Begins to load a model whose memory is reserved.
     pub(super) fn load(&mut self, id: ModelId) {
-        let is_known = |known: &Known| known.profile.is_some();
-        let Some(is_known) = self.known.get(&id).map(is_known) else {
-            // It was forgotten meanwhile, and the scheduler has been told.
-            return;
-        };
-        if is_known {
-            return self.begin(id);
-        }
-        // It is tried out when it is loaded.
-        self.settle();
-        self.begin(id);
-        self.settle();
-    }
-
-    fn begin(&mut self, id: ModelId) {
+        // If it was forgotten meanwhile the scheduler has been told.
         let Some(known) = self.known.get(&id) else { return };
         self.loading.insert(id, self.means.handle.now());
         self.loading_lanes.begin(Task {
@@ -164,16 +167,6 @@ impl Loader {
             profile: known.profile.clone(),
             runs_first: known.replaces.is_some(),
         });
-    }
-
-    /// Waits until no model is being loaded: a model is measured when nothing but requests disturbs it.
-    fn settle(&mut self) {
-        while !self.loading.is_empty() {
-            match self.means.handle.driver.orders.next_brought() {
-                Ok(brought) => self.brought(brought),
-                Err(Stopped) => return,
-            }
-        }
     }
 
     /// A model is with the lanes, or cannot be loaded.
