@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -166,7 +167,8 @@ def test_a_slow_model_holds_no_other_up():
         client.unload_model("a")
         client.unload_model("b")
         before = metric(server, 'quadrant_memory_bytes{what="reserved"}')
-        server.put("slow.emulated.toml", model(load_ms=3_000))
+        # One that no run before has measured.
+        server.put("slow.emulated.toml", model(load_ms=3_000, seed=str(time.time_ns() >> 10)))
         ended = []
 
         def load(name: str):
