@@ -74,7 +74,9 @@ impl Policy {
         self.end_parked(model, &unloaded(), actions);
         let bytes = self.memory.ledger.of(Purpose::Model(model));
         match self.memory.change(model, |held| std::mem::replace(&mut held.stage, Stage::Absent)) {
-            Some(Stage::Loading) => self.memory.loading.retain(|(loading, _)| *loading != model),
+            Some(Stage::Loading) => {
+                self.memory.loading_over(model);
+            }
             Some(Stage::Unloading) => self.memory.unloading_bytes -= bytes,
             Some(Stage::Absent | Stage::Resident) | None => {}
         }
@@ -184,8 +186,9 @@ impl Policy {
         result: Result<Loaded, Error>,
         actions: &mut Vec<Action>,
     ) {
-        let Some(at) = self.memory.loading.iter().position(|(loading, _)| *loading == model) else { return };
-        self.memory.loading.swap_remove(at);
+        if !self.memory.loading_over(model) {
+            return;
+        }
         match result {
             Ok(loaded) => self.loaded(now, model, loaded, actions),
             Err(error) => self.load_failed(now, model, &error, actions),

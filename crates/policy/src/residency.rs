@@ -183,6 +183,12 @@ impl Memory {
         self.held.entry(model).or_insert_with(fresh).holding = holding;
     }
 
+    /// The model is being loaded no more; false if it was not.
+    pub(crate) fn loading_over(&mut self, model: ModelId) -> bool {
+        let at = self.loading.iter().position(|(loading, _)| *loading == model);
+        at.map(|at| self.loading.swap_remove(at)).is_some()
+    }
+
     pub(crate) fn forget(&mut self, model: ModelId) {
         self.change(model, |held| {
             (held.told, held.missed) = (false, false);

@@ -1,5 +1,4 @@
-//! A thread of the class that gives way to every step, on which models are read, made ready
-//! and taken down.
+//! A thread of the class that gives way to every step, on which models are read, made ready and taken down.
 //!
 //! The loader itself keeps the class of the shell: it takes locks that requests take, too, and whoever is
 //! preempted with one of those in his hands holds them all up.

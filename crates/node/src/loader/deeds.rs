@@ -85,25 +85,20 @@ impl Loader {
     pub(super) fn measured(&mut self, id: ModelId, result: Result<(), ChildError>) {
         self.is_measuring = false;
         let Some(mut known) = self.known.remove(&id) else { return };
-        let died = match result {
-            Ok(()) => {
-                known.profile = self.stored_profile(&known);
-                None
-            }
+        match result {
+            Ok(()) => known.profile = self.stored_profile(&known),
             // Why it does not load is told when it is loaded here.
             Err(ChildError::Failed(reason)) => {
                 self.means.handle.telemetry.occupancy_unknown(&known.name, &reason);
-                None
             }
-            Err(ChildError::Died(how)) => Some(format!("it killed the process that tried it out: {how}")),
-        };
-        if died.is_none() {
-            self.announce(id, &mut known);
+            Err(ChildError::Died(how)) => {
+                self.known.insert(id, known);
+                let reason = format!("it killed the process that tried it out: {how}");
+                return self.not_loaded(id, &Error::new(ErrorCode::Internal, reason));
+            }
         }
+        self.announce(id, &mut known);
         self.known.insert(id, known);
-        if let Some(reason) = died {
-            self.not_loaded(id, &Error::new(ErrorCode::Internal, reason));
-        }
     }
 
     /// What was found out about a model on this machine.
@@ -174,9 +169,11 @@ impl Loader {
         let now = self.means.handle.now();
         let took = self.loading.remove(&id).map_or(Duration::ZERO, |began| now.since(began));
         match outcome {
-            Ok(fresh) if self.known.contains_key(&id) => self.loaded(id, *fresh, took),
-            // It was forgotten meanwhile.
-            Ok(fresh) => self.take_down(id, Some(fresh.model)),
+            Ok(fresh) => match self.known.remove(&id) {
+                Some(known) => self.loaded(id, known, *fresh, took),
+                // It was forgotten meanwhile.
+                None => self.take_down(id, Some(fresh.model)),
+            },
             Err(reason) => {
                 // Some lanes may have it already.
                 self.take_down(id, None);
@@ -219,8 +216,7 @@ impl Loader {
     }
 
     /// A model is in memory and with the lanes: tells the scheduler, and opens it to requests.
-    fn loaded(&mut self, id: ModelId, fresh: Fresh, took: Duration) {
-        let Some(mut known) = self.known.remove(&id) else { return };
+    fn loaded(&mut self, id: ModelId, mut known: Known, fresh: Fresh, took: Duration) {
         let Fresh { model, spec, kind, unused, hosted, profile } = fresh;
         if known.entry.is_none() && !unused.is_empty() {
             self.means.handle.telemetry.settings_unused(&known.name, &unused);
