@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use crate::run::{cargo, root};
 
 /// Which of our crates each may use. One that has no line here may not be in the workspace.
-const ARROWS: [(&str, &[&str]); 14] = [
+const ARROWS: [(&str, &[&str]); 15] = [
     ("types", &[]),
     ("traffic", &[]),
     ("proto", &[]),
@@ -18,6 +18,7 @@ const ARROWS: [(&str, &[&str]); 14] = [
     ("policy", &["types"]),
     ("sys", &["types"]),
     ("engine", &["types", "sys"]),
+    ("llm", &["types", "sys", "kernels"]),
     ("node", &["types", "policy", "engine", "sys", "proto"]),
     ("server", &["types", "node", "proto"]),
     ("sim", &["types", "policy"]),
