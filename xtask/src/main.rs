@@ -6,6 +6,7 @@
 
 mod assets;
 mod check;
+mod fuzz;
 mod measure;
 mod run;
 mod schedule;
@@ -44,6 +45,8 @@ enum Command {
     Tenants(schedule::tenants::TenantsArgs),
     /// Best effort under an overload of urgent work: its core time over what it was promised.
     Floor(schedule::floor::FloorArgs),
+    /// Try to break the readers of files from strangers.
+    Fuzz(fuzz::FuzzArgs),
     /// The simulator against the machine, and the predicted times of steps against the real ones.
     Fidelity(schedule::fidelity::FidelityArgs),
 }
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Command::Tenants(args) => schedule::tenants::tenants(&args).map(|()| ExitCode::SUCCESS),
         Command::Floor(args) => schedule::floor::floor(&args).map(|()| ExitCode::SUCCESS),
         Command::Fidelity(args) => schedule::fidelity::fidelity(&args).map(|()| ExitCode::SUCCESS),
+        Command::Fuzz(args) => fuzz::fuzz(&args).map(|()| ExitCode::SUCCESS),
         Command::Measure(args) => measure::run_measure(&args).map(|()| ExitCode::SUCCESS),
     };
     match result {

@@ -5,7 +5,9 @@
 
 mod decisions;
 mod isolation;
+mod language;
 mod latency;
+mod llama;
 mod residency;
 pub(crate) mod server;
 mod size;
@@ -51,6 +53,8 @@ enum What {
     Absent,
     /// What a quiet model feels while others load and unload.
     Turmoil,
+    /// The language engine against llama.cpp, which is built for it.
+    Language,
 }
 
 /// Measures.
@@ -87,6 +91,9 @@ pub(crate) fn run_measure(args: &MeasureArgs) -> Result<()> {
     }
     if wanted(What::Turmoil) {
         residency::turmoil(args)?;
+    }
+    if wanted(What::Language) {
+        language::measure(args)?;
     }
     Ok(())
 }

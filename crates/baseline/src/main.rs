@@ -1,10 +1,11 @@
 //! What the server is measured against: a bare axum echo, a bare tonic echo, a loop around an engine
-//! without any server, and the scheduler and the simulator by themselves. Each as plain as its library's
-//! own examples.
+//! without any server, the language engine, and the scheduler and the simulator by themselves. Each as plain
+//! as its library's own examples.
 
 mod decisions;
 mod echo;
 mod engine_loop;
+mod language;
 mod turnover;
 
 use std::net::SocketAddr;
@@ -36,6 +37,10 @@ enum Command {
     },
     /// Runs a model back to back on one core, as JSON: rows per second, median and 99th percentile.
     EngineLoop(engine_loop::LoopArgs),
+    /// Times the language engine's steps on some cores, as JSON.
+    Language(language::LanguageArgs),
+    /// How far the language engine and llama.cpp are from exact, as JSON.
+    LanguageError(language::ErrorArgs),
     /// Times the scheduler's decisions with many models and a long queue.
     Decisions(decisions::DecisionArgs),
     /// Times the simulator.
@@ -59,6 +64,8 @@ fn run(command: Command) -> Result<()> {
         Command::EchoHttp { address } => runtime()?.block_on(echo::http(address)),
         Command::EchoGrpc { address } => runtime()?.block_on(echo::grpc(address)),
         Command::EngineLoop(args) => engine_loop::run(&args),
+        Command::Language(args) => language::run(&args),
+        Command::LanguageError(args) => language::error(&args),
         Command::Decisions(args) => decisions::decisions(&args),
         Command::Simulation => decisions::simulation(),
         Command::Turnover => turnover::run(),

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use quadrant_fetch::{MAGIKA, MINILM_L3, ONNX_RUNTIME, PP_OCR, SENTENCE_TOKENIZER};
+use quadrant_fetch::{MAGIKA, MINILM_L3, MINILM_L6, ONNX_RUNTIME, PP_OCR};
 
 use crate::cache;
 use crate::client::{Client, Wanted};
@@ -42,7 +42,7 @@ const LINE: &str = "Many models, one device";
 /// What could not be fetched, with what to do; or the request of the self-test that failed.
 pub(crate) fn run(args: &DemoArgs) -> Result<()> {
     let store = cache::store()?;
-    let packages = [&ONNX_RUNTIME, &MAGIKA, &PP_OCR, &MINILM_L3, &SENTENCE_TOKENIZER];
+    let packages = [&ONNX_RUNTIME, &MAGIKA, &PP_OCR, &MINILM_L3, &MINILM_L6];
     store.fetch(&packages, &mut bars::Bars::new())?;
     if args.fetch_only {
         return Ok(());

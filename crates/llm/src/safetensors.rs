@@ -9,12 +9,13 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
+use quadrant_kernels::Encoding;
 use quadrant_types::Shape;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::error::{FileError, Quoted};
-use crate::tensor::{Described, Encoding, Format, TENSORS_MAX, Tensors, convert_it};
+use crate::tensor::{Described, Format, TENSORS_MAX, Tensors, convert_it};
 
 /// The limit of the format's own reader.
 const HEADER_BYTES_MAX: u64 = 100_000_000;

@@ -10,67 +10,13 @@ use std::collections::btree_map::Entry;
 use std::fmt;
 use std::ops::Range;
 
+use quadrant_kernels::Encoding;
 use quadrant_types::{Shape, element_count};
 
 use crate::error::{FileError, Quoted};
 
 /// More tensors no file may have. Those of published models have hundreds, with unmerged experts thousands.
 pub(crate) const TENSORS_MAX: usize = 1 << 17;
-
-/// How the numbers of a tensor are stored. Closed: the forward pass computes with all of these.
-///
-/// The quantised ones are GGML's: blocks of 32 neighbours within the innermost dimension.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Encoding {
-    /// IEEE 754 binary32, little endian.
-    F32,
-    /// IEEE 754 binary16, little endian.
-    F16,
-    /// The upper half of a binary32, little endian.
-    Bf16,
-    /// Four bits each with a scale: an F16, then 16 bytes.
-    Q4_0,
-    /// Four bits each with a scale and a minimum: two F16, then 16 bytes.
-    Q4_1,
-    /// Eight bits each with a scale: an F16, then 32 bytes.
-    Q8_0,
-}
-
-impl Encoding {
-    /// Every encoding, for tables and messages.
-    pub const ALL: [Self; 6] = [Self::F32, Self::F16, Self::Bf16, Self::Q4_0, Self::Q4_1, Self::Q8_0];
-
-    /// Its name in both formats.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "F32",
-            Self::F16 => "F16",
-            Self::Bf16 => "BF16",
-            Self::Q4_0 => "Q4_0",
-            Self::Q4_1 => "Q4_1",
-            Self::Q8_0 => "Q8_0",
-        }
-    }
-
-    /// How many elements are stored together; the innermost dimension is a multiple of it.
-    pub const fn block_elements(self) -> usize {
-        match self {
-            Self::F32 | Self::F16 | Self::Bf16 => 1,
-            Self::Q4_0 | Self::Q4_1 | Self::Q8_0 => 32,
-        }
-    }
-
-    /// How many bytes a block takes.
-    pub const fn block_bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
-            Self::Q4_0 => 18,
-            Self::Q4_1 => 20,
-            Self::Q8_0 => 34,
-        }
-    }
-}
 
 /// The type of a tensor as its file gives it, which need not be one that is computed with.
 #[derive(Clone, Copy, Debug)]
@@ -85,7 +31,7 @@ impl Format {
     pub(crate) const fn computable(encoding: Encoding) -> Self {
         Self {
             name: encoding.name(),
-            block_elements: encoding.block_elements(),
+            block_elements: encoding.block(),
             block_bytes: encoding.block_bytes(),
             encoding: Some(encoding),
         }

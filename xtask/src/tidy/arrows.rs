@@ -10,20 +10,21 @@ use anyhow::{Context, Result, ensure};
 use crate::run::{cargo, root};
 
 /// Which of our crates each may use. One that has no line here may not be in the workspace.
-const ARROWS: [(&str, &[&str]); 15] = [
+const ARROWS: [(&str, &[&str]); 16] = [
     ("types", &[]),
     ("traffic", &[]),
     ("proto", &[]),
     ("fetch", &[]),
+    ("kernels", &[]),
     ("policy", &["types"]),
     ("sys", &["types"]),
-    ("engine", &["types", "sys"]),
+    ("engine", &["types", "sys", "kernels", "llm"]),
     ("llm", &["types", "sys", "kernels"]),
     ("node", &["types", "policy", "engine", "sys", "proto"]),
     ("server", &["types", "node", "proto"]),
     ("sim", &["types", "policy"]),
     ("bench", &["types", "proto"]),
-    ("baseline", &["types", "policy", "engine", "sys", "sim", "proto"]),
+    ("baseline", &["types", "policy", "engine", "kernels", "llm", "sys", "sim", "proto"]),
     (
         "cli",
         &["types", "policy", "sys", "engine", "node", "proto", "server", "sim", "bench", "fetch", "traffic"],

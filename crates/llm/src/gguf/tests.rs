@@ -1,10 +1,10 @@
 //! Good files are read to the last byte, and hostile ones end in an error that says what and where.
 
 use proptest::prelude::*;
+use quadrant_kernels::Encoding;
 
 use super::builder::{GgufBuilder, array, text};
 use super::*;
-use crate::tensor::Encoding;
 
 const F32: u32 = 0;
 const Q4_0: u32 = 2;

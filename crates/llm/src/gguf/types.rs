@@ -1,9 +1,11 @@
 //! GGML's tensor types by number. The ones that are not computed with are here with their sizes, so that a
 //! file which has them can be checked to its end, and with their names, so that an error can say which it is.
 
+use quadrant_kernels::Encoding;
+
 use super::cursor::Cursor;
 use crate::error::FileError;
-use crate::tensor::{Encoding, Format, convert_it};
+use crate::tensor::{Format, convert_it};
 
 /// Reads the number of a tensor's type.
 pub(super) fn format(cursor: &mut Cursor<'_>) -> Result<Format, FileError> {
