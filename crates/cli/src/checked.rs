@@ -178,10 +178,9 @@ fn milliseconds(name: &str, value: f64) -> Result<Duration> {
 fn model_settings(fields: &ModelFields) -> Result<ModelSettings> {
     let engine = match &fields.engine {
         None => None,
-        Some(name) => Some(
-            name.parse::<EngineKind>()
-                .map_err(|()| anyhow!("`engine` must be `ort`, `rten` or `emulated`, not `{name}`"))?,
-        ),
+        Some(name) => Some(name.parse::<EngineKind>().map_err(|()| {
+            anyhow!("`engine` must be `ort`, `rten`, `encoder` or `emulated`, not `{name}`")
+        })?),
     };
     let batching = match &fields.batching {
         None => None,

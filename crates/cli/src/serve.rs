@@ -39,7 +39,8 @@ pub(crate) struct AddressArgs {
 /// Serve the models of a folder.
 #[derive(Args, Debug)]
 pub(crate) struct ServeArgs {
-    /// The model repository: `NAME.onnx` files, or Triton's `NAME/VERSION/model.onnx`.
+    /// The model repository: `NAME.onnx` files, Triton's `NAME/VERSION/model.onnx`, or Hugging Face's
+    /// `NAME/model.safetensors`.
     models_dir: PathBuf,
     #[command(flatten)]
     config: ConfigArgs,

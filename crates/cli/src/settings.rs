@@ -143,7 +143,7 @@ pub(crate) struct ObjectiveFields {
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct ModelFields {
-    /// `ort`, `rten` or `emulated`; by default ONNX Runtime if it was found.
+    /// `ort`, `rten`, `encoder` or `emulated`; by default what reads the file, ONNX Runtime if it was found.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) engine: Option<String>,
     /// `auto`, `off`, or the most rows of one request and of one step.

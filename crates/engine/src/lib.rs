@@ -7,6 +7,7 @@
 mod api;
 mod batch;
 mod emulated;
+mod encoder_engine;
 mod file_window;
 mod isolated;
 mod lane;
@@ -29,5 +30,7 @@ pub use lane::{Lane, Refusal, Refused};
 pub use load::{EngineKind, Engines, ModelSource, describe, load};
 pub use onnx::OnnxHeader;
 pub use ort_engine::OnnxRuntime;
-pub use probe::{Batching, Cost, Occupancy, Peak, ProbeOptions, Profile, occupancy, probe, run_once};
+pub use probe::{
+    Batching, Cost, Occupancy, PROBE_TEXT_BYTES, Peak, ProbeOptions, Profile, occupancy, probe, run_once,
+};
 pub use spawn::background;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use quadrant_types::{Clock, ModelSpec};
 
 use crate::emulated::EmulatedModel;
+use crate::encoder_engine::EncoderModel;
 use crate::ort_engine::OrtModel;
 use crate::panics::guarded;
 use crate::rten_engine::RtenModel;
@@ -24,19 +25,22 @@ pub enum EngineKind {
     Rten,
     /// ONNX Runtime, if its library was found.
     Ort,
+    /// Our own kernels, for encoders as safetensors.
+    Encoder,
     /// No model at all: copies inputs to outputs and takes the time it is told to.
     Emulated,
 }
 
 impl EngineKind {
     /// Every engine.
-    pub const ALL: [Self; 3] = [Self::Rten, Self::Ort, Self::Emulated];
+    pub const ALL: [Self; 4] = [Self::Rten, Self::Ort, Self::Encoder, Self::Emulated];
 
     /// Its name in configurations.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Rten => "rten",
             Self::Ort => "onnxruntime",
+            Self::Encoder => "encoder",
             Self::Emulated => "emulated",
         }
     }
@@ -46,6 +50,7 @@ impl EngineKind {
         match self {
             Self::Rten => "rten_onnx",
             Self::Ort => "onnxruntime_onnx",
+            Self::Encoder => "quadrant_encoder",
             Self::Emulated => "emulated",
         }
     }
@@ -82,7 +87,9 @@ impl Engines {
         match (kind, &self.onnxruntime) {
             (EngineKind::Ort, Some(runtime)) => runtime.version(),
             // Those within this program change with it.
-            (EngineKind::Ort | EngineKind::Rten | EngineKind::Emulated, _) => env!("CARGO_PKG_VERSION"),
+            (EngineKind::Ort | EngineKind::Rten | EngineKind::Encoder | EngineKind::Emulated, _) => {
+                env!("CARGO_PKG_VERSION")
+            }
         }
     }
 }
@@ -96,8 +103,9 @@ pub struct ModelSource {
     pub version: u64,
     /// The file.
     pub path: PathBuf,
-    /// The engine that was asked for. By default a file ending in `.emulated.toml` is emulated, and the
-    /// rest runs on ONNX Runtime if there is one, otherwise on the embedded engine.
+    /// The engine that was asked for. By default a file ending in `.emulated.toml` is emulated, one ending in
+    /// `.safetensors` is an encoder, and the rest runs on ONNX Runtime if there is one, otherwise on the
+    /// embedded engine.
     pub engine: Option<EngineKind>,
     /// Names of the classes along the last dimension of outputs.
     pub labels: BTreeMap<Arc<str>, Arc<[String]>>,
@@ -115,16 +123,25 @@ impl ModelSource {
     /// [`EngineError::Load`] if the one that was asked for cannot.
     pub fn engine_kind(&self, engines: &Engines) -> Result<EngineKind, EngineError> {
         let load = |error: &str| Err(EngineError::Load(format!("`{}`: {error}", self.path.display())));
-        match (is_emulated(&self.path), self.engine) {
-            (true, None | Some(EngineKind::Emulated)) => Ok(EngineKind::Emulated),
-            (true, Some(_)) => load("only the emulated engine reads this file"),
-            (false, Some(EngineKind::Emulated)) => load("an emulated model's file ends in `.emulated.toml`"),
-            (false, None) if engines.onnxruntime.is_some() => Ok(EngineKind::Ort),
-            (false, None) => Ok(EngineKind::Rten),
-            (false, Some(EngineKind::Ort)) if engines.onnxruntime.is_none() => {
+        let only = if is_emulated(&self.path) {
+            Some(EngineKind::Emulated)
+        } else if is_safetensors(&self.path) {
+            Some(EngineKind::Encoder)
+        } else {
+            None
+        };
+        match (only, self.engine) {
+            (Some(kind), None) => Ok(kind),
+            (Some(kind), Some(asked)) if kind == asked => Ok(kind),
+            (Some(kind), Some(_)) => load(&format!("only the engine `{kind}` reads this file")),
+            (None, Some(EngineKind::Emulated)) => load("an emulated model's file ends in `.emulated.toml`"),
+            (None, Some(EngineKind::Encoder)) => load("an encoder's file ends in `.safetensors`"),
+            (None, None) if engines.onnxruntime.is_some() => Ok(EngineKind::Ort),
+            (None, None) => Ok(EngineKind::Rten),
+            (None, Some(EngineKind::Ort)) if engines.onnxruntime.is_none() => {
                 load("it asks for ONNX Runtime, whose library was not found; give its path or choose `rten`")
             }
-            (false, Some(kind)) => Ok(kind),
+            (None, Some(kind)) => Ok(kind),
         }
     }
 
@@ -145,6 +162,10 @@ fn is_emulated(path: &Path) -> bool {
     path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.ends_with(EMULATED_SUFFIX))
 }
 
+fn is_safetensors(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "safetensors")
+}
+
 /// Loads a model. Blocks for as long as the engine takes, up to seconds.
 ///
 /// # Errors
@@ -157,6 +178,7 @@ pub fn load(source: &ModelSource, engines: &Engines) -> Result<Arc<dyn Model>, E
             let model = EmulatedModel::load(source, &engines.clock)?;
             Ok(Arc::new(model) as Arc<dyn Model>)
         }
+        (EngineKind::Encoder, _) => Ok(Arc::new(EncoderModel::load(source)?)),
         (EngineKind::Ort, Some(runtime)) => Ok(Arc::new(OrtModel::load(source, runtime)?)),
         (EngineKind::Rten | EngineKind::Ort, _) => Ok(Arc::new(RtenModel::load(source)?)),
     })
@@ -170,6 +192,9 @@ pub fn describe(source: &ModelSource, engines: &Engines) -> Result<Option<ModelS
     let kind = source.engine_kind(engines)?;
     if kind == EngineKind::Emulated {
         return EmulatedModel::describe(source).map(Some);
+    }
+    if kind == EngineKind::Encoder {
+        return EncoderModel::describe(source).map(Some);
     }
     let header = OnnxHeader::read(&source.path)?;
     let is_complete = header.outputs_shaped.iter().all(|shaped| *shaped);

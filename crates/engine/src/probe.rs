@@ -21,6 +21,7 @@ use inputs::Row;
 use measure::Worker;
 use widths::Tried;
 
+pub use inputs::PROBE_TEXT_BYTES;
 pub use occupancy::{Occupancy, Peak, occupancy, run_once};
 
 /// How far a row in a batch may be from the row alone, relative to the largest value of the output.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quadrant_engine::{
-    Batching as ProbeBatching, EngineError, EngineKind, Engines, LaneSpec, Model, ModelSource, ProbeOptions,
-    Profile, load, probe,
+    Batching as ProbeBatching, EngineError, EngineKind, Engines, LaneSpec, Model, ModelSource,
+    PROBE_TEXT_BYTES, ProbeOptions, Profile, load, probe,
 };
 use quadrant_policy::{Cost, Discipline, Holding, ModelTerms, Residency};
 use quadrant_types::{ModelSpec, TensorSpec};
@@ -177,10 +177,9 @@ pub(crate) fn terms(profile: &Profile, settings: &ModelSettings, inputs: &[Tenso
     if costs.is_empty() {
         costs.push(Cost { rows: 1, width: profile.width, beside: false, time: UNKNOWN_COST });
     }
-    let row_bytes = inputs
-        .iter()
-        .zip(&profile.shapes)
-        .map(|(input, shape)| (shape.iter().product::<usize>() * input.datatype.size().unwrap_or(8)) as u64);
+    let row_bytes = inputs.iter().zip(&profile.shapes).map(|(input, shape)| {
+        (shape.iter().product::<usize>() * input.datatype.size().unwrap_or(PROBE_TEXT_BYTES)) as u64
+    });
     ModelTerms {
         rows_max: u32::try_from(profile.rows_max).unwrap_or(1),
         widths: profile.widths.clone(),

@@ -203,7 +203,8 @@ fn engine(message: &proto::ModelConfig) -> Result<Option<EngineKind>, String> {
     match named.map(String::as_str) {
         None | Some("onnxruntime" | "onnxruntime_onnx" | "onnx") => Ok(None),
         Some(name) => name.parse().map(Some).map_err(|()| {
-            format!("backend `{name}` is not served; known are `onnxruntime`, `ort`, `rten` and `emulated`")
+            let known = "`onnxruntime`, `ort`, `rten`, `encoder` and `emulated`";
+            format!("backend `{name}` is not served; known are {known}")
         }),
     }
 }

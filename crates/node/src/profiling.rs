@@ -60,8 +60,8 @@ fn find(path: &Path) -> io::Result<Vec<Found>> {
     }
     let path = path.canonicalize()?;
     let is_this = |model: &Found| model.files.as_ref().is_ok_and(|files| files.model == path);
-    // As `NAME/VERSION/model.onnx`, where that folder may be read, or beside it.
-    for folder in [path.ancestors().nth(3), path.parent()].into_iter().flatten() {
+    // As `NAME/VERSION/model.onnx` or `NAME/model.safetensors`, where that folder may be read, or beside it.
+    for folder in [3, 2, 1].map(|above| path.ancestors().nth(above)).into_iter().flatten() {
         let models = repository::scan(folder).unwrap_or_default();
         if let Some(model) = models.into_iter().find(is_this) {
             return Ok(vec![model]);

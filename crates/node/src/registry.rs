@@ -91,7 +91,7 @@ pub(crate) struct ShapeTable {
     next: AtomicU32,
 }
 
-/// Every dimension but the first of every input, and the wanted outputs.
+/// Every dimension but the first of every input, how long its texts are, and the wanted outputs.
 type Signature = (SmallVec<[(DataType, Shape); 4]>, Arc<[usize]>);
 
 impl ShapeTable {
@@ -100,7 +100,14 @@ impl ShapeTable {
     pub(crate) fn intern(&self, inputs: &[Tensor], outputs: &Arc<[usize]>, batches: bool) -> ShapeId {
         let skipped = usize::from(batches);
         let dims = |input: &Tensor| {
-            (input.datatype, Shape::from_slice(input.shape.get(skipped..).unwrap_or_default()))
+            let mut dims = Shape::from_slice(input.shape.get(skipped..).unwrap_or_default());
+            if input.datatype == DataType::Bytes {
+                // A long text is another piece of work than a short one: texts are told apart by how often
+                // their length doubles.
+                let each = input.data.len() / input.elements().max(1);
+                dims.push(each.checked_ilog2().unwrap_or(0) as usize);
+            }
+            (input.datatype, dims)
         };
         let signature = (inputs.iter().map(dims).collect(), Arc::clone(outputs));
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);

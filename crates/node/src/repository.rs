@@ -1,6 +1,7 @@
-//! Finds the models in a folder. Two layouts, told apart by looking: Triton's
-//! (`NAME/[config.pbtxt]/VERSION/model.onnx`, of which the highest version is served) and a bare file
-//! (`NAME.onnx`). What cannot be served is listed with its reason instead of being passed over.
+//! Finds the models in a folder. Three layouts, told apart by looking: Triton's
+//! (`NAME/[config.pbtxt]/VERSION/model.onnx`, of which the highest version is served), a bare file
+//! (`NAME.onnx`), and a folder as Hugging Face has it (`NAME/model.safetensors`, `config.json` beside it).
+//! What cannot be served is listed with its reason instead of being passed over.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,6 +15,12 @@ use quadrant_types::TensorSpec;
 
 /// Bytes of a label file that are read; the largest known has 18,385 lines in 74 KB.
 const LABELS_BYTES_MAX: u64 = 16 << 20;
+
+/// The weights of a model whose description lies beside them.
+const WEIGHTS: &str = "model.safetensors";
+/// What describes them.
+const DESCRIPTIONS: [&str; 4] =
+    ["config.json", "tokenizer.json", "1_Pooling/config.json", "sentence_bert_config.json"];
 
 /// One model of the repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,7 +93,11 @@ impl Stamp {
             let metadata = fs::metadata(path).ok()?;
             Some((path.clone(), metadata.len(), metadata.modified().ok()?))
         };
-        Self([Some(model), config.as_ref(), labels.as_ref()].into_iter().flatten().map(stamp).collect())
+        let is_weights = model.file_name().is_some_and(|name| name == WEIGHTS);
+        let beside = if is_weights { &DESCRIPTIONS[..] } else { &[] };
+        let beside = beside.iter().map(|name| model.with_file_name(name));
+        let own = [Some(model), config.as_ref(), labels.as_ref()].into_iter().flatten().map(stamp);
+        Self(own.chain(beside.map(|path| stamp(&path))).collect())
     }
 }
 
@@ -106,11 +117,16 @@ fn in_folder(name: &str, folder: &Path) -> Found {
         Err(error) => return found(0, Err(format!("cannot read its folder: {error}"))),
     };
     let Some((version, version_folder)) = versions else {
+        let model = folder.join(WEIGHTS);
+        if model.is_file() {
+            let config = existing(folder.join("config.pbtxt"));
+            return found(1, Ok(ModelFiles { model, config, folder: folder.to_owned(), labels: None }));
+        }
         return found(0, Err("no version: its folder has no subfolder with a number for a name".to_owned()));
     };
-    let candidates = ["model.onnx", "model.emulated.toml"].map(|file| version_folder.join(file));
+    let candidates = ["model.onnx", WEIGHTS, "model.emulated.toml"].map(|file| version_folder.join(file));
     let Some(model) = candidates.into_iter().find(|file| file.exists()) else {
-        return found(version, Err(format!("version `{version}` has no file `model.onnx`")));
+        return found(version, Err(format!("version `{version}` has no file `model.onnx` or `{WEIGHTS}`")));
     };
     let files = ModelFiles {
         model,
@@ -187,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn both_layouts_are_found() {
+    fn every_layout_is_found() {
         let found = names(&[
             "a.onnx",
             "b/1/model.onnx",
@@ -195,6 +211,9 @@ mod tests {
             "b/03/model.onnx",
             "b/config.pbtxt",
             "c.emulated.toml",
+            "d/model.safetensors",
+            "d/config.json",
+            "e/2/model.safetensors",
             "readme.md",
             ".hidden.onnx",
         ]);
@@ -202,6 +221,8 @@ mod tests {
             ("a".to_owned(), 1, Ok("a.onnx".to_owned())),
             ("b".to_owned(), 12, Ok("b/12/model.onnx".to_owned())),
             ("c".to_owned(), 1, Ok("c.emulated.toml".to_owned())),
+            ("d".to_owned(), 1, Ok("d/model.safetensors".to_owned())),
+            ("e".to_owned(), 2, Ok("e/2/model.safetensors".to_owned())),
         ];
         assert_eq!(found, expect);
     }
@@ -210,7 +231,7 @@ mod tests {
     fn what_cannot_be_served_has_a_reason() {
         for (files, name, reason) in [
             (&["a/config.pbtxt"][..], "a", "no version"),
-            (&["b/2/model.plan"], "b", "version `2` has no file `model.onnx`"),
+            (&["b/2/model.plan"], "b", "version `2` has no file `model.onnx` or `model.safetensors`"),
             (&["c.onnx", "c/1/model.onnx"], "c", "two models are called `c`"),
         ] {
             let found = names(files);

@@ -5,9 +5,11 @@
 
 mod body;
 mod elements;
+mod embeddings;
 pub(crate) mod explain;
 mod fields;
 mod models;
+pub(crate) mod openai;
 mod pages;
 mod repository;
 mod request;
@@ -136,7 +138,9 @@ async fn dispatch(
     };
     let is_read = matches!(parts.method, Method::GET | Method::HEAD);
     let (is_allowed, allowed) = match &route {
-        Route::Infer(..) | Route::Index | Route::Repository(..) => (parts.method == Method::POST, "POST"),
+        Route::Infer(..) | Route::Embeddings | Route::Index | Route::Repository(..) => {
+            (parts.method == Method::POST, "POST")
+        }
         Route::Page(_) => (is_read, "GET, HEAD"),
     };
     if !is_allowed {
@@ -152,13 +156,15 @@ async fn dispatch(
         Ok(caller) => caller,
         Err(error) => {
             body::discard_some(&parts.headers, body).await;
-            return error_response(&error);
+            let is_openai = openai::is_ours(parts.uri.path());
+            return if is_openai { openai::error_response(&error) } else { error_response(&error) };
         }
     };
     match route {
         Route::Infer(model, version) => {
             inference(shared, (started, &caller), (&model, version), &parts.headers, body).await
         }
+        Route::Embeddings => embedding(shared, (started, &caller), &parts.headers, body).await,
         Route::Repository(change, model) => {
             match repository(shared, &caller, (change, &model), &parts.headers, body).await {
                 Ok(response) => response,
@@ -201,6 +207,28 @@ async fn inference(
     reported(shared, started, model, headers, result)
 }
 
+/// Answers a request for embeddings, and says so. Which model is asked for is only known from its body.
+async fn embedding(
+    shared: &Arc<Shared>,
+    (started, caller): (Time, &Caller),
+    headers: &HeaderMap,
+    body: &mut RequestReader,
+) -> Response<Segments> {
+    let as_openai =
+        |model: &str, result| told(shared, started, model, headers, result, openai::error_response);
+    let (asked, terms) = match embeddings::read(shared, caller, headers, body).await {
+        Ok(read) => read,
+        Err(error) => return as_openai("", Err(error)),
+    };
+    let model = asked.model().to_owned();
+    let entry = caller.may_use(shared, &model).and_then(|()| shared.handle.find(&model, None));
+    let result = match entry {
+        Ok(entry) => embeddings::answer(shared, &entry, (started, headers), terms, asked).await,
+        Err(error) => Err(error),
+    };
+    as_openai(&model, result)
+}
+
 fn reported(
     shared: &Shared,
     started: Time,
@@ -208,12 +236,24 @@ fn reported(
     headers: &HeaderMap,
     result: Result<Response<Segments>, Error>,
 ) -> Response<Segments> {
+    told(shared, started, model, headers, result, error_response)
+}
+
+/// Logs what came of a request, whose errors look as `show` makes them look.
+fn told(
+    shared: &Shared,
+    started: Time,
+    model: &str,
+    headers: &HeaderMap,
+    result: Result<Response<Segments>, Error>,
+    show: fn(&Error) -> Response<Segments>,
+) -> Response<Segments> {
     let request_id = || headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default();
     let response = match result {
         Ok(response) => response,
         Err(error) => {
             events::failed(Port::Http, model, request_id(), &error);
-            error_response(&error)
+            show(&error)
         }
     };
     if events::logs_requests() {
@@ -321,7 +361,11 @@ async fn control_body(
 
 /// `{"error":"..."}` with the status of its code.
 fn error_response(error: &Error) -> Response<Segments> {
-    let mut response = response::json(errors::json_body(&error.message));
+    with_error_headers(error, response::json(errors::json_body(&error.message)))
+}
+
+/// The status of an error, and what programs are told of it as headers.
+fn with_error_headers(error: &Error, mut response: Response<Segments>) -> Response<Segments> {
     *response.status_mut() = errors::http_status(error.code);
     if let Some(seconds) = errors::retry_after_seconds(error) {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));

@@ -2,8 +2,8 @@
 //!
 //! Floating-point numbers lie between -1 and 1. 64-bit integers are usually token ids, masks and lengths,
 //! for which 0 and 1 are valid; narrower ones are usually bytes and categories, which are tried up to 99
-//! first, because some networks lose all precision on inputs of two values. The first integer of a row is
-//! 1. Rows of different numbers differ; the same row is the same every time.
+//! first, because some networks lose all precision on inputs of two values. Texts are a few words. The first
+//! integer of a row is 1. Rows of different numbers differ; the same row is the same every time.
 
 use std::sync::Arc;
 
@@ -17,6 +17,10 @@ const SIZES: [usize; 8] = [64, 128, 32, 224, 320, 48, 16, 8];
 const PIXELS: [usize; 8] = [224, 320, 128, 64, 32, 48, 16, 8];
 /// Lengths of the first dimension where it is not a batch but, say, a signal.
 const LENGTHS: [usize; 4] = [64, 512, 4096, 16_000];
+/// Letters of a text.
+const TEXT_BYTES: usize = 64;
+/// Bytes of a text that models are tried out with, its length included.
+pub const PROBE_TEXT_BYTES: usize = 4 + TEXT_BYTES;
 /// Elements of one input; more says nothing new and may take all memory.
 const ELEMENTS_MAX: usize = 16 << 20;
 
@@ -78,8 +82,7 @@ impl Row {
             DataType::Uint16 | DataType::Int16 => integers::<2>(count, below, random),
             DataType::Uint32 | DataType::Int32 => integers::<4>(count, below, random),
             DataType::Uint64 | DataType::Int64 => integers::<8>(count, below, random),
-            // A string of one letter, behind its length.
-            DataType::Bytes => fill(count, |_| [1, 0, 0, 0, random.u8(b'a'..=b'z')]),
+            DataType::Bytes => fill(count, |_| text(random)),
         }
     }
 }
@@ -109,6 +112,16 @@ pub(super) fn candidates(spec: &ModelSpec) -> impl Iterator<Item = Row> {
 
 const fn is_float(datatype: DataType) -> bool {
     matches!(datatype, DataType::Fp16 | DataType::Bf16 | DataType::Fp32 | DataType::Fp64)
+}
+
+/// Words of random letters, behind their length: what a text of some twenty tokens costs.
+fn text(random: &mut fastrand::Rng) -> [u8; PROBE_TEXT_BYTES] {
+    let mut text = [b' '; PROBE_TEXT_BYTES];
+    text[..4].copy_from_slice(&[TEXT_BYTES as u8, 0, 0, 0]);
+    for word in text[4..].chunks_exact_mut(4) {
+        word[..3].fill_with(|| random.u8(b'a'..=b'z'));
+    }
+    text
 }
 
 fn integers<const SIZE: usize>(count: usize, below: u64, random: &mut fastrand::Rng) -> Bytes {

@@ -1,17 +1,19 @@
 //! Everything that is read rather than inferred: health, metadata, configuration, the repository index.
 
+use std::sync::Arc;
+
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Response, StatusCode};
 use quadrant_node::{Handle, IndexEntry, ModelEntry, ModelState};
-use quadrant_types::{Error, TensorSpec};
+use quadrant_types::{Error, ErrorCode, TensorSpec};
 
 use crate::Shared;
 use crate::access::Caller;
-use crate::http::error_response;
 use crate::http::response::json;
 use crate::http::route::Page;
 use crate::http::segments::Segments;
 use crate::http::text::{push_integer, push_list, push_string};
+use crate::http::{embeddings, error_response, openai};
 use crate::json::Cursor;
 use crate::metadata::{self, EXTENSIONS, SERVER_NAME, SERVER_VERSION};
 
@@ -29,16 +31,32 @@ pub(crate) fn health(handle: &Handle, page: &Page<'_>) -> Response<Segments> {
 pub(crate) fn page(shared: &Shared, caller: &Caller, page: &Page<'_>) -> Response<Segments> {
     let handle = &shared.handle;
     let asked = match page {
-        Page::Model(name, _) | Page::ModelConfig(name, _) | Page::ModelReady(name, _) => Some(name),
-        Page::Live | Page::Ready | Page::Server | Page::Models => None,
+        Page::Model(name, _)
+        | Page::ModelConfig(name, _)
+        | Page::ModelReady(name, _)
+        | Page::OpenAiModel(name) => Some(name),
+        Page::Live | Page::Ready | Page::Server | Page::Models | Page::OpenAiModels => None,
     };
     if let Some(Err(error)) = asked.map(|name| caller.may_use(shared, name)) {
-        return error_response(&error);
+        let is_openai = matches!(page, Page::OpenAiModel(_));
+        return if is_openai { openai::error_response(&error) } else { error_response(&error) };
     }
     match page {
         Page::Live | Page::Ready => health(handle, page),
         Page::Server => json(server()),
         Page::Models => json(models(handle.index().iter().filter(|line| caller.sees(&line.name)))),
+        Page::OpenAiModels => {
+            let seen: Vec<_> = openai_models(handle, caller).collect();
+            json(openai::models(seen.iter().map(|entry| &**entry)))
+        }
+        Page::OpenAiModel(name) => match handle.find(name, None) {
+            Ok(entry) if embeddings::answers(&entry) => json(openai::model(&entry)),
+            Ok(_) => {
+                let what = format!("the model `{name}` answers no call of this API");
+                openai::error_response(&Error::new(ErrorCode::NotFound, what))
+            }
+            Err(error) => openai::error_response(&error),
+        },
         Page::Model(name, version) => found(handle, name, *version, |entry| model(handle, entry)),
         Page::ModelConfig(name, version) => found(handle, name, *version, config),
         Page::ModelReady(name, version) => match handle.find(name, *version) {
@@ -47,6 +65,14 @@ pub(crate) fn page(shared: &Shared, caller: &Caller, page: &Page<'_>) -> Respons
             Ok(_) | Err(_) => error_response(&Error::invalid("Model version not ready")),
         },
     }
+}
+
+/// The models that this caller may use with OpenAI's API.
+fn openai_models(handle: &Handle, caller: &Caller) -> impl Iterator<Item = Arc<ModelEntry>> {
+    let mut names: Vec<String> = handle.index().into_iter().map(|line| line.name).collect();
+    names.dedup();
+    let seen = names.into_iter().filter(|name| caller.sees(name));
+    seen.filter_map(|name| handle.find(&name, None).ok()).filter(|entry| embeddings::answers(entry))
 }
 
 /// Nothing to say but that it is done.

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use crate::http::openai;
 use crate::repository::Change;
 
 /// What a path asks for. Names are borrowed from the path unless they are percent-encoded.
@@ -11,6 +12,8 @@ pub(crate) enum Route<'a> {
     Index,
     Repository(Change, Cow<'a, str>),
     Infer(Cow<'a, str>, Option<u64>),
+    /// OpenAI's.
+    Embeddings,
 }
 
 /// What is read rather than inferred.
@@ -23,6 +26,9 @@ pub(crate) enum Page<'a> {
     Model(Cow<'a, str>, Option<u64>),
     ModelReady(Cow<'a, str>, Option<u64>),
     ModelConfig(Cow<'a, str>, Option<u64>),
+    /// OpenAI's.
+    OpenAiModels,
+    OpenAiModel(Cow<'a, str>),
 }
 
 /// The route of a path, or `None` if there is nothing there.
@@ -34,8 +40,20 @@ pub(crate) fn route(path: &str) -> Option<Route<'_>> {
     if let Some(rest) = path.strip_prefix("/v2/repository/") {
         return repository(rest);
     }
+    if let Some(rest) = openai::within(path) {
+        let named = || {
+            let name = decoded(rest.strip_prefix("models/")?).filter(|name| !name.is_empty())?;
+            Some(Route::Page(Page::OpenAiModel(name)))
+        };
+        return match rest {
+            "embeddings" => Some(Route::Embeddings),
+            "models" => Some(Route::Page(Page::OpenAiModels)),
+            "health" => Some(Route::Page(Page::Live)),
+            _ => named(),
+        };
+    }
     match path {
-        "/v2/health/live" | "/live" | "/livez" | "/health" | "/healthz" | "/ping" | "/v1/health" => {
+        "/v2/health/live" | "/live" | "/livez" | "/health" | "/healthz" | "/ping" => {
             Some(Route::Page(Page::Live))
         }
         "/v2/health/ready" | "/ready" | "/readyz" => Some(Route::Page(Page::Ready)),
@@ -114,6 +132,13 @@ mod tests {
             ("/v2/health/live", Some(Route::Page(Page::Live))),
             ("/readyz", Some(Route::Page(Page::Ready))),
             ("/v2/models", Some(Route::Page(Page::Models))),
+            ("/v1/embeddings", Some(Route::Embeddings)),
+            ("/openai/v1/embeddings/", Some(Route::Embeddings)),
+            ("/v1/models", Some(Route::Page(Page::OpenAiModels))),
+            ("/v1/models/a%20b", Some(Route::Page(Page::OpenAiModel("a b".into())))),
+            ("/v1/health", Some(Route::Page(Page::Live))),
+            ("/v1/completions", None),
+            ("/v1/models//", None),
             ("/v2/repository/index", Some(Route::Index)),
             ("/v2/repository/models/m/load", Some(Route::Repository(Change::Load, m()))),
             ("/v2/repository/r/models/m/unload", Some(Route::Repository(Change::Unload, m()))),
