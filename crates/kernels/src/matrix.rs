@@ -2,7 +2,7 @@
 //!
 //! The file has it row by row, a row being what one output is made of. A vector instruction wants sixteen
 //! outputs side by side, so sixteen rows are woven into a *tile*: group after group along the inner
-//! dimension, and within a group as [`format`](crate::format) says. A tile is read once, from its first byte
+//! dimension, and within a group as `format.rs` says. A tile is read once, from its first byte
 //! to its last, and it is as large as in the file.
 
 use std::sync::Arc;
