@@ -38,6 +38,24 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// Lines at the end of what a program said that are shown if it fails.
+const LAST_LINES: usize = 30;
+
+/// What a program prints, if it goes well.
+///
+/// # Errors
+/// If it cannot be started or fails, with the last lines of all that it said.
+pub(crate) fn printed(command: &mut Command) -> Result<String> {
+    let name = format!("{command:?}");
+    let output = command.output().with_context(|| format!("cannot run {name}"))?;
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    let said = format!("{printed}{}", String::from_utf8_lossy(&output.stderr));
+    let lines: Vec<&str> = said.lines().collect();
+    let last = &lines[lines.len().saturating_sub(LAST_LINES)..];
+    ensure!(output.status.success(), "{name} failed:\n{}", last.join("\n"));
+    Ok(printed)
+}
+
 /// Whether a program can be run with these arguments.
 pub(crate) fn works(program: impl AsRef<std::ffi::OsStr>, arguments: &[&str]) -> bool {
     Command::new(program).args(arguments).output().is_ok_and(|output| output.status.success())

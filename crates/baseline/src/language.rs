@@ -2,13 +2,13 @@
 //! And how fast those cores read memory, which is what a decoded token is bound by.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::Args;
 use quadrant_kernels::{Cache, CacheShape, Cpu, Helper, Precision, Team};
-use quadrant_llm::{Architecture, Decoder, Forward, Gguf, Token, Tokenizer};
+use quadrant_llm::{Architecture, Decoder, Forward, Gguf, Token, Tokenizer, log_total};
 use quadrant_sys::{FileMap, allowed_cores, confine_thread};
 use quadrant_types::CoreSet;
 use serde::Deserialize;
@@ -66,11 +66,7 @@ const READ_BYTES: usize = 256 << 20;
 
 /// Times each kind of step once, and says so as a line of JSON.
 pub(crate) fn run(args: &LanguageArgs) -> Result<()> {
-    let file =
-        FileMap::open(&args.model).with_context(|| format!("cannot open `{}`", args.model.display()))?;
-    let gguf = Gguf::parse(file.as_bytes())?;
-    let architecture = Architecture::of_gguf(&gguf.metadata, &gguf.tensors)?;
-    let decoder = Decoder::of_gguf(architecture, &gguf.tensors)?;
+    let (decoder, _) = load(&args.model)?;
     let allowed = allowed_cores()?;
     let is_allowed = |core: &usize| allowed.cores().any(|allowed| allowed == *core);
     ensure!(args.cores.iter().all(is_allowed), "this process may not use these cores");
@@ -98,12 +94,7 @@ pub(crate) fn run(args: &LanguageArgs) -> Result<()> {
 /// How far this engine and llama.cpp are from the same model in plain floats, as a line of JSON: the root
 /// of the mean square of the difference of log-probabilities, over all tokens of all texts.
 pub(crate) fn error(args: &ErrorArgs) -> Result<()> {
-    let file =
-        FileMap::open(&args.model).with_context(|| format!("cannot open `{}`", args.model.display()))?;
-    let gguf = Gguf::parse(file.as_bytes())?;
-    let tokenizer = Tokenizer::of_gguf(&gguf.metadata)?;
-    let architecture = Architecture::of_gguf(&gguf.metadata, &gguf.tensors)?;
-    let decoder = Decoder::of_gguf(architecture, &gguf.tensors)?;
+    let (decoder, tokenizer) = load(&args.model)?;
     let exact = decoder.dequantised()?;
     let llama =
         std::fs::read(&args.llama).with_context(|| format!("cannot read `{}`", args.llama.display()))?;
@@ -127,6 +118,13 @@ pub(crate) fn error(args: &ErrorArgs) -> Result<()> {
     let root = |sum: f64| (sum / f64::from(count.max(1))).sqrt();
     say(&json!({ "tokens": count, "ours": root(ours_off), "llama_cpp": root(llama_off) }).to_string());
     Ok(())
+}
+
+fn load(path: &Path) -> Result<(Decoder, Tokenizer)> {
+    let file = FileMap::open(path).with_context(|| format!("cannot open `{}`", path.display()))?;
+    let gguf = Gguf::parse(file.as_bytes())?;
+    let architecture = Architecture::of_gguf(&gguf.metadata, &gguf.tensors)?;
+    Ok((Decoder::of_gguf(architecture, &gguf.tensors)?, Tokenizer::of_gguf(&gguf.metadata)?))
 }
 
 /// This thread on the first core, and one on each of the others.
@@ -201,9 +199,7 @@ impl Timed<'_> {
         let scores = self.forward.run(self.decoder, &mut cache, &all);
         let of = |(row, token): (usize, &u32)| {
             let scores: Vec<f32> = scores.row(row).collect();
-            let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let sum: f64 = scores.iter().map(|score| f64::from(score - largest).exp()).sum();
-            f64::from(scores[*token as usize] - largest) - sum.ln()
+            f64::from(scores[*token as usize]) - log_total(&scores)
         };
         tokens[1..].iter().enumerate().map(of).collect()
     }

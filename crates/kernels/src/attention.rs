@@ -10,7 +10,7 @@ mod dots;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use crate::cache::{Cache, CacheSlot, GROUP, Halves, Precision, Singles, Stored};
+use crate::cache::{Cache, GROUP, Halves, Precision, Singles, Stored};
 use crate::cpu::{Cpu, Kernel};
 use crate::exp::exp;
 use crate::isa::{Isa, LANES};
@@ -218,9 +218,7 @@ impl Share<'_> {
     #[inline(always)]
     fn group<S: Stored>(&self, pages: &[usize], token: usize) -> (&[S], &[S]) {
         let Attention { cache, layer, .. } = *self.attention;
-        let page_tokens = cache.shape().page_tokens;
-        let slot = CacheSlot { page: pages[token / page_tokens], token: token % page_tokens, layer };
-        cache.group(slot, self.head)
+        cache.group(cache.slot(pages, token, layer), self.head)
     }
 
     /// The queries, scaled by one over the root of their size.

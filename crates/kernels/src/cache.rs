@@ -139,15 +139,6 @@ enum Pages {
 }
 
 impl CacheShape {
-    /// What a page takes in memory.
-    pub fn page_bytes(&self) -> usize {
-        let size = match self.precision {
-            Precision::Half => size_of::<Halves>(),
-            Precision::Single => size_of::<Singles>(),
-        };
-        self.page_vectors() * size
-    }
-
     fn page_vectors(&self) -> usize {
         self.layers * self.heads * self.page_tokens / GROUP * self.group_vectors()
     }
@@ -186,6 +177,16 @@ impl Cache {
         self.shape
     }
 
+    /// Where the token at `position` of a sequence with these pages is, in a layer.
+    ///
+    /// # Panics
+    /// If the pages do not reach so far.
+    #[inline(always)]
+    pub fn slot(&self, pages: &[usize], position: usize, layer: usize) -> CacheSlot {
+        let page_tokens = self.shape.page_tokens;
+        CacheSlot { page: pages[position / page_tokens], token: position % page_tokens, layer }
+    }
+
     /// Adds a page and gives its index.
     pub fn add_page(&mut self) -> usize {
         let count = self.shape.page_vectors();
@@ -201,17 +202,6 @@ impl Cache {
         match &self.pages {
             Pages::Half(pages) => pages.len(),
             Pages::Single(pages) => pages.len(),
-        }
-    }
-
-    /// Copies a page over another one.
-    ///
-    /// # Panics
-    /// If there are no such pages.
-    pub fn copy_page(&mut self, from: usize, to: usize) {
-        match &mut self.pages {
-            Pages::Half(pages) => copy_page(pages, from, to),
-            Pages::Single(pages) => copy_page(pages, from, to),
         }
     }
 
@@ -235,13 +225,6 @@ impl Cache {
     pub(crate) fn group<S: Stored>(&self, slot: CacheSlot, head: usize) -> (&[S], &[S]) {
         let group = &S::pages(self)[slot.page][self.shape.group(slot.layer, head, slot.token)];
         group.split_at(self.shape.head_size)
-    }
-}
-
-fn copy_page<S: Copy>(pages: &mut [Box<[S]>], from: usize, to: usize) {
-    if from != to {
-        let [from, to] = pages.get_disjoint_mut([from, to]).expect("pages that there are");
-        to.copy_from_slice(from);
     }
 }
 

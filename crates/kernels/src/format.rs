@@ -50,10 +50,16 @@ pub(crate) trait Quantised: Format {
     fn start<I: Isa>(isa: I, offset: i32) -> I::Ints;
     /// The bytes of one block of a group: numbers `4 i` to `4 i + 3` of all rows.
     fn bytes<I: Isa>(isa: I, group: &[Line], block: usize) -> [I::Bytes; 8];
-    /// The scales of a block.
-    fn scales<I: Isa>(isa: I, group: &[Line], block: usize) -> I::Floats;
-    /// The minima of a block; not asked for where there are none.
-    fn minima<I: Isa>(isa: I, group: &[Line], block: usize) -> I::Floats;
+    /// The scales of a block: half of the group's last line.
+    #[inline(always)]
+    fn scales<I: Isa>(isa: I, group: &[Line], block: usize) -> I::Floats {
+        isa.load_f16(group[Self::LINES - 1].half(block == 1))
+    }
+    /// The minima of a block, zero where there are none.
+    #[inline(always)]
+    fn minima<I: Isa>(isa: I, _group: &[Line], _block: usize) -> I::Floats {
+        isa.splat(0.0)
+    }
 }
 
 /// A format whose numbers are multiplied as floats.
@@ -105,11 +111,6 @@ impl Quantised for Q4_1 {
     }
 
     #[inline(always)]
-    fn scales<I: Isa>(isa: I, group: &[Line], _block: usize) -> I::Floats {
-        isa.load_f16(group[4].half(false))
-    }
-
-    #[inline(always)]
     fn minima<I: Isa>(isa: I, group: &[Line], _block: usize) -> I::Floats {
         isa.load_f16(group[4].half(true))
     }
@@ -153,16 +154,6 @@ impl Quantised for Q4_0 {
     #[inline(always)]
     fn bytes<I: Isa>(isa: I, group: &[Line], block: usize) -> [I::Bytes; 8] {
         nibbles(isa, &group[4 * block..])
-    }
-
-    #[inline(always)]
-    fn scales<I: Isa>(isa: I, group: &[Line], block: usize) -> I::Floats {
-        isa.load_f16(group[8].half(block == 1))
-    }
-
-    #[inline(always)]
-    fn minima<I: Isa>(isa: I, _group: &[Line], _block: usize) -> I::Floats {
-        isa.splat(0.0)
     }
 }
 
@@ -213,16 +204,6 @@ impl Quantised for Q8_0 {
             *bytes = isa.load_bytes(&line.0);
         }
         bytes
-    }
-
-    #[inline(always)]
-    fn scales<I: Isa>(isa: I, group: &[Line], block: usize) -> I::Floats {
-        isa.load_f16(group[16].half(block == 1))
-    }
-
-    #[inline(always)]
-    fn minima<I: Isa>(isa: I, _group: &[Line], _block: usize) -> I::Floats {
-        isa.splat(0.0)
     }
 }
 

@@ -95,15 +95,6 @@ impl Rows {
         RowsPart { count: self.count, blocks, floats: &mut self.floats, pieces: &mut self.pieces }
     }
 
-    /// Writes rows that lie one after the other, `inner` numbers each.
-    ///
-    /// # Panics
-    /// If there are not `count` of them.
-    pub fn copy(&mut self, cpu: Cpu, values: &[f32]) {
-        let inner = self.inner;
-        copy(cpu, values, inner, self.all());
-    }
-
     /// One block of `N` neighbouring rows.
     #[inline(always)]
     pub(crate) fn pieces<const N: usize>(&self, block: usize, first: usize) -> &[Piece; N] {

@@ -16,7 +16,6 @@ pub const TILE: usize = LANES;
 pub struct Tiles {
     rows: usize,
     columns: usize,
-    tiles: usize,
     values: Vec<[f32; TILE]>,
 }
 
@@ -36,8 +35,7 @@ impl Tiles {
     pub fn resize(&mut self, rows: usize, columns: usize) {
         self.rows = rows;
         self.columns = columns;
-        self.tiles = columns.div_ceil(TILE);
-        self.values.resize(self.rows * self.tiles, [0.0; TILE]);
+        self.values.resize(self.rows * self.tiles(), [0.0; TILE]);
     }
 
     /// How many rows there are.
@@ -46,8 +44,9 @@ impl Tiles {
     }
 
     /// How many tiles there are.
+    #[inline(always)]
     pub fn tiles(&self) -> usize {
-        self.tiles
+        self.columns.div_ceil(TILE)
     }
 
     /// One tile of all rows.
@@ -63,12 +62,12 @@ impl Tiles {
 
     /// The numbers of one row.
     pub fn row(&self, row: usize) -> impl Iterator<Item = f32> {
-        (0..self.tiles).flat_map(move |tile| self.tile(tile)[row]).take(self.columns)
+        (0..self.tiles()).flat_map(move |tile| self.tile(tile)[row]).take(self.columns)
     }
 
     /// All of it, to be written.
     pub fn all(&mut self) -> TilesPart<'_> {
-        TilesPart { rows: self.rows, range: 0..self.tiles, values: &mut self.values }
+        TilesPart { rows: self.rows, range: 0..self.tiles(), values: &mut self.values }
     }
 }
 

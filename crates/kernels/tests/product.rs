@@ -69,7 +69,7 @@ fn random(rng: &mut Rng, count: usize, inner: usize) -> Vec<f32> {
 fn product(cpu: Cpu, matrix: &Matrix, values: &[f32]) -> Vec<f32> {
     let mut rows = Rows::new(matrix.inner(), [matrix.encoding()]);
     rows.resize(values.len() / matrix.inner());
-    rows.copy(cpu, values);
+    copy(cpu, values, matrix.inner(), rows.all());
     let mut out = Tiles::default();
     out.resize(rows.count(), matrix.outputs());
     multiply(cpu, &[matrix], &rows, out.all(), false);
@@ -255,7 +255,7 @@ fn matrices_follow_each_other_and_results_are_added() {
     let all = random(&mut rng, 3, inner);
     let mut rows = Rows::new(inner, matrices.iter().map(Matrix::encoding));
     rows.resize(3);
-    rows.copy(Cpu::best(), &all);
+    copy(Cpu::best(), &all, inner, rows.all());
     let [a, b, c] = matrices.each_ref();
     for cut in 1..7 {
         let mut out = Tiles::default();

@@ -1,6 +1,6 @@
 //! Who computes a pass: an instruction set and a team of threads, and what each phase is worth sharing.
 
-use quadrant_kernels::{Attention, Cpu, Matrix, Rows, RowsPart, Scratch, Team, TilesPart, multiply};
+use quadrant_kernels::{Attention, Cpu, Matrix, Rows, RowsPart, Scratch, Team, TilesPart, copy, multiply};
 
 /// Fewer blocks of 32 numbers are not worth waking anybody for: so many take about 2 us.
 const BLOCKS_SHARED: usize = 256;
@@ -13,12 +13,14 @@ pub(crate) struct Crew {
     pub(crate) cpu: Cpu,
     team: Team,
     scratch: Vec<Scratch>,
+    /// What attention gives: `[row][head][dimension]`.
+    attention: Vec<f32>,
 }
 
 impl Crew {
     pub(crate) fn new(cpu: Cpu, team: Team) -> Self {
         let scratch = (0..team.width()).map(|_| Scratch::default()).collect();
-        Self { cpu, team, scratch }
+        Self { cpu, team, scratch, attention: Vec::new() }
     }
 
     /// Products with some matrices whose outputs follow each other, written or added.
@@ -27,8 +29,9 @@ impl Crew {
         self.team.run(out.cut(self.team.width(), 1), |part| multiply(cpu, matrices, rows, part, add));
     }
 
-    /// Fills the rows of the next product.
-    pub(crate) fn fill(&mut self, rows: &mut Rows, fill: impl Fn(Cpu, RowsPart<'_>) + Sync) {
+    /// Fills the `count` rows of the next product.
+    pub(crate) fn fill(&mut self, rows: &mut Rows, count: usize, fill: impl Fn(Cpu, RowsPart<'_>) + Sync) {
+        rows.resize(count);
         let (cpu, width) = (self.cpu, self.worth(rows.count() * rows.blocks()));
         self.team.run(rows.all().cut(width), |part| fill(cpu, part));
     }
@@ -44,11 +47,12 @@ impl Crew {
         self.team.run(heads.cut(width, unit), |part| work(cpu, part));
     }
 
-    /// All items of an attention, one after the other.
-    pub(crate) fn attention(&mut self, attention: &Attention<'_>, out: &mut Vec<f32>) {
+    /// Fills the rows of the next product with all that an attention gives.
+    pub(crate) fn attend(&mut self, attention: &Attention<'_>, attended: &mut Rows) {
         let keys: usize = attention.queries.iter().map(|query| query.position + 1).sum();
         let width = if keys < KEYS_SHARED { 1 } else { self.team.width() };
         let (cpu, size) = (self.cpu, attention.item_size());
+        let mut out = std::mem::take(&mut self.attention);
         out.resize(attention.items() * size, 0.0);
         let mut rest = &mut out[..];
         let mut parts = Vec::with_capacity(width);
@@ -58,6 +62,9 @@ impl Crew {
             rest = others;
         }
         self.team.run(parts, |(items, out, scratch)| attention.run(cpu, items, out, scratch));
+        let inner = attended.inner();
+        self.fill(attended, attention.queries.len(), |cpu, part| copy(cpu, &out, inner, part));
+        self.attention = out;
     }
 
     fn worth(&self, blocks: usize) -> usize {

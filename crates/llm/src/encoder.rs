@@ -4,8 +4,8 @@
 //! of them.
 
 use quadrant_kernels::{
-    Attention, Cache, CacheShape, CacheSlot, Cpu, Matrix, Precision, Query, Rows, TILE, Team, Tiles,
-    TilesPart, TilesRow, copy, copy_tiles, gelu, layer_norm,
+    Attention, Cache, CacheShape, Cpu, Matrix, Precision, Query, Rows, TILE, Team, Tiles, TilesPart,
+    TilesRow, copy_tiles, gelu, layer_norm,
 };
 
 use crate::crew::Crew;
@@ -142,7 +142,6 @@ pub struct Embedder {
     rows: Rows,
     attended: Rows,
     activated: Rows,
-    attention: Vec<f32>,
     /// Keys and values of one layer.
     cache: Cache,
 }
@@ -191,7 +190,6 @@ impl Embedder {
             ),
             attended: Rows::new(width, encodings(&|layer| [&layer.attention_out; 4])),
             activated: Rows::new(feed_forward, encodings(&|layer| [&layer.down; 4])),
-            attention: Vec::new(),
             cache: Cache::new(shape),
         }
     }
@@ -238,8 +236,7 @@ impl Embedder {
     }
 
     fn embed(&mut self, encoder: &Encoder, texts: &Texts<'_>) {
-        let EncoderConfig { width, epsilon, .. } = encoder.config;
-        self.x.resize(texts.rows(), width);
+        self.x.resize(texts.rows(), encoder.config.width);
         let mut x = self.x.all();
         for (row, (text, position)) in texts.tokens().enumerate() {
             let word = encoder.words.row(texts.texts[text][position] as usize);
@@ -248,14 +245,13 @@ impl Embedder {
                 word.iter().zip(&place).zip(&encoder.kind).map(|((word, place), kind)| word + place + kind);
             x.set_row(row, &sum.collect::<Vec<f32>>());
         }
-        layer_norm(self.crew.cpu, x, width, epsilon, &encoder.norm.weight, &encoder.norm.bias);
+        encoder.norm.run(self.crew.cpu, encoder, x);
     }
 
     fn attend(&mut self, encoder: &Encoder, layer: &Layer, texts: &Texts<'_>) {
-        let Self { crew, x, heads, rows, attended, attention, cache, .. } = self;
+        let Self { crew, x, heads, rows, attended, cache, .. } = self;
         let width = encoder.config.width;
-        rows.resize(x.rows());
-        crew.fill(rows, |cpu, part| copy_tiles(cpu, x, part));
+        crew.fill(rows, x.rows(), |cpu, part| copy_tiles(cpu, x, part));
         heads.resize(x.rows(), 3 * width);
         let tiles = width / TILE;
         let (queries, rest) = heads.all().split(tiles);
@@ -264,12 +260,8 @@ impl Embedder {
             linear.run(crew, rows, part.rebased(), false);
         }
         for (row, (text, position)) in texts.tokens().enumerate() {
-            let slot = CacheSlot {
-                page: texts.pages[text][position / PAGE_TOKENS],
-                token: position % PAGE_TOKENS,
-                layer: 0,
-            };
             let of = |first| TilesRow { tiles: heads, row, first };
+            let slot = cache.slot(&texts.pages[text], position, 0);
             cache.write(crew.cpu, slot, of(tiles), of(2 * tiles));
         }
         // Every token sees all of its text, so each is asked as its last one.
@@ -279,20 +271,17 @@ impl Embedder {
         };
         let queries: Vec<Query<'_>> = texts.tokens().map(query).collect();
         let all = Attention { cache, layer: 0, tiles: heads, shared_by: 1, queries: &queries };
-        crew.attention(&all, attention);
-        attended.resize(x.rows());
-        crew.fill(attended, |cpu, part| copy(cpu, attention, width, part));
+        crew.attend(&all, attended);
         layer.attention_out.run(crew, attended, x.all(), true);
         layer.attention_norm.run(crew.cpu, encoder, x.all());
     }
 
     fn feed_forward(&mut self, encoder: &Encoder, layer: &Layer) {
         let Self { crew, x, wide, rows, activated, .. } = self;
-        crew.fill(rows, |cpu, part| copy_tiles(cpu, x, part));
+        crew.fill(rows, x.rows(), |cpu, part| copy_tiles(cpu, x, part));
         wide.resize(x.rows(), encoder.config.feed_forward);
         layer.up.run(crew, rows, wide.all(), false);
-        activated.resize(x.rows());
-        crew.fill(activated, |cpu, part| gelu(cpu, wide, part));
+        crew.fill(activated, x.rows(), |cpu, part| gelu(cpu, wide, part));
         layer.down.run(crew, activated, x.all(), true);
         layer.norm.run(crew.cpu, encoder, x.all());
     }

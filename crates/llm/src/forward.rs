@@ -5,8 +5,8 @@
 //! row is computed as if it were alone, so a token's result does not depend on who else is in the pass.
 
 use quadrant_kernels::{
-    Angles, Attention, Cache, CacheShape, CacheSlot, Cpu, Matrix, Precision, Query, RmsNorm, Rows, TILE,
-    Team, Tiles, TilesRow, copy, rotate, silu_gate,
+    Angles, Attention, Cache, CacheShape, Cpu, Matrix, Precision, Query, RmsNorm, Rows, TILE, Team, Tiles,
+    TilesRow, rotate, silu_gate,
 };
 
 use crate::crew::Crew;
@@ -42,8 +42,6 @@ pub struct Forward {
     attended: Rows,
     gated: Rows,
     last: Rows,
-    /// What attention gives: `[row][head][dimension]`.
-    attention: Vec<f32>,
     angles: Angles,
 }
 
@@ -91,7 +89,6 @@ impl Forward {
             ),
             gated: Rows::new(architecture.feed_forward, of(&|layer| vec![&layer.down])),
             last: Rows::new(architecture.width, [decoder.head().encoding()]),
-            attention: Vec::new(),
             angles: Angles::default(),
         }
     }
@@ -131,41 +128,34 @@ impl Forward {
         cache: &mut Cache,
         tokens: &[Token<'_>],
     ) {
-        let Self { crew, x, heads, normal, attended, attention, angles, .. } = self;
+        let Self { crew, x, heads, normal, attended, angles, .. } = self;
         let architecture = &decoder.architecture;
         let per_head = architecture.head_size / TILE;
         let (query_tiles, key_tiles) = (architecture.heads * per_head, architecture.key_heads * per_head);
-        normal.resize(x.rows());
-        crew.fill(normal, |cpu, part| decoder.norm(&layer.attention_norm).run(cpu, x, part));
+        crew.fill(normal, x.rows(), |cpu, part| decoder.norm(&layer.attention_norm).run(cpu, x, part));
         heads.resize(x.rows(), (query_tiles + 2 * key_tiles) * TILE);
         crew.product(&[&layer.queries, &layer.keys, &layer.values], normal, heads.all(), false);
         let (turned, _) = heads.all().split(query_tiles + key_tiles);
         crew.heads(turned, per_head, |cpu, part| rotate(cpu, angles, part));
         for (row, token) in tokens.iter().enumerate() {
-            let page_tokens = cache.shape().page_tokens;
-            let (page, token) = (token.pages[token.position / page_tokens], token.position % page_tokens);
             let of = |first| TilesRow { tiles: heads, row, first };
-            let slot = CacheSlot { page, token, layer: index };
+            let slot = cache.slot(token.pages, token.position, index);
             cache.write(crew.cpu, slot, of(query_tiles), of(query_tiles + key_tiles));
         }
         let queries = tokens.iter().map(|token| Query { position: token.position, pages: token.pages });
         let queries: Vec<Query<'_>> = queries.collect();
         let shared_by = architecture.shared_by();
         let all = Attention { cache, layer: index, tiles: heads, shared_by, queries: &queries };
-        crew.attention(&all, attention);
-        attended.resize(x.rows());
-        let inner = attended.inner();
-        crew.fill(attended, |cpu, part| copy(cpu, attention, inner, part));
+        crew.attend(&all, attended);
         crew.product(&[&layer.attention_out], attended, x.all(), true);
     }
 
     fn feed_forward(&mut self, decoder: &Decoder, layer: &Layer) {
         let Self { crew, x, gates, normal, gated, .. } = self;
-        crew.fill(normal, |cpu, part| decoder.norm(&layer.feed_forward_norm).run(cpu, x, part));
+        crew.fill(normal, x.rows(), |cpu, part| decoder.norm(&layer.feed_forward_norm).run(cpu, x, part));
         gates.resize(x.rows(), 2 * decoder.architecture.feed_forward.next_multiple_of(TILE));
         crew.product(&[&layer.gate, &layer.up], normal, gates.all(), false);
-        gated.resize(x.rows());
-        crew.fill(gated, |cpu, part| silu_gate(cpu, gates, part));
+        crew.fill(gated, x.rows(), |cpu, part| silu_gate(cpu, gates, part));
         crew.product(&[&layer.down], gated, x.all(), true);
     }
 
@@ -177,8 +167,7 @@ impl Forward {
         for (to, row) in rows.iter().enumerate() {
             part.copy_row(to, x, *row);
         }
-        last.resize(rows.len());
-        crew.fill(last, |cpu, part| decoder.norm(&decoder.norm).run(cpu, wanted, part));
+        crew.fill(last, rows.len(), |cpu, part| decoder.norm(&decoder.norm).run(cpu, wanted, part));
         scores.resize(rows.len(), decoder.architecture.vocabulary);
         crew.product(&[decoder.head()], last, scores.all(), false);
         scores

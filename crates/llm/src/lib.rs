@@ -33,7 +33,7 @@ pub use error::{FileError, optional};
 pub use forward::{Forward, Token};
 pub use gguf::{Array, Gguf, Metadata, Value, ValueType};
 pub use safetensors::parse_safetensors;
-pub use sampling::{Chosen, Likely, Sampler, Sampling};
+pub use sampling::{Chosen, Likely, Sampler, Sampling, log_total};
 pub use template::{ChatTemplate, Message, TemplateError};
 pub use tensor::{TensorView, Tensors};
 pub use text::{Piece, TextStream};

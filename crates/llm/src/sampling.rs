@@ -186,11 +186,16 @@ fn likeliest(scores: &[f32]) -> u32 {
     best.0
 }
 
-/// What turns a score into a log-probability by subtraction, and the `count` likeliest tokens with theirs.
-fn log_probabilities(scores: &[f32], count: usize) -> (f32, Vec<(u32, f32)>) {
+/// What turns a score into a log-probability by subtraction.
+pub fn log_total(scores: &[f32]) -> f64 {
     let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = scores.iter().map(|score| f64::from(score - largest).exp()).sum();
-    let total = (f64::from(largest) + sum.ln()) as f32;
+    f64::from(largest) + sum.ln()
+}
+
+/// The same, and the `count` likeliest tokens with theirs.
+fn log_probabilities(scores: &[f32], count: usize) -> (f32, Vec<(u32, f32)>) {
+    let total = log_total(scores) as f32;
     let mut top: Vec<(u32, f32)> = (0..).zip(scores).map(|(token, score)| (token, score - total)).collect();
     let likelier = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
     if count < top.len() {

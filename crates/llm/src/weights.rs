@@ -12,7 +12,7 @@ use crate::{Architecture, FileError, TensorView, Tensors};
 /// A vector of weights, padded to whole tiles.
 pub(crate) type Tiled = Vec<[f32; TILE]>;
 
-/// A decoder, or some of its layers.
+/// A decoder.
 #[derive(Debug)]
 pub struct Decoder {
     pub(crate) architecture: Architecture,

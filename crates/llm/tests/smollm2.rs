@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use quadrant_kernels::{Cache, CacheShape, Cpu, Precision, Team};
 use quadrant_llm::{
     Architecture, ChatTemplate, Decoder, Forward, Gguf, Message, Sampler, Sampling, Token, Tokenizer,
+    log_total,
 };
 use serde_json::Value;
 
@@ -78,9 +79,7 @@ fn scores(
 
 /// The natural logarithm of a token's probability.
 fn log_probability(scores: &[f32], token: u32) -> f64 {
-    let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = scores.iter().map(|score| f64::from(score - largest).exp()).sum();
-    f64::from(scores[token as usize] - largest) - sum.ln()
+    f64::from(scores[token as usize]) - log_total(scores)
 }
 
 /// llama.cpp quantises activations too, so its figures are off by themselves: what both are held against is

@@ -3,10 +3,10 @@
 
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use super::{MeasureArgs, program, spread};
-use crate::run::say;
+use crate::run::{printed, say};
 
 /// Measures both.
 pub(super) fn measure(args: &MeasureArgs) -> Result<()> {
@@ -44,8 +44,6 @@ pub(super) fn measure(args: &MeasureArgs) -> Result<()> {
 }
 
 fn baseline(arguments: &[&str]) -> Result<Vec<serde_json::Value>> {
-    let output = Command::new(program("quadrant-baseline")).args(arguments).output()?;
-    ensure!(output.status.success(), "`{arguments:?}` failed: {}", String::from_utf8_lossy(&output.stdout));
-    let text = String::from_utf8_lossy(&output.stdout);
+    let text = printed(Command::new(program("quadrant-baseline")).args(arguments))?;
     Ok(text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?)
 }

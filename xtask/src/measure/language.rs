@@ -4,13 +4,13 @@
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::llama::Llama;
 use super::{MeasureArgs, program, spread};
 use crate::assets;
-use crate::run::{root, say};
+use crate::run::{printed, root, say};
 
 const PROMPT: usize = 512;
 const DEPTH: usize = 128;
@@ -167,11 +167,4 @@ fn report(encoding: &str, cores: &str, turns: &[Turn], bar: Option<f64>) {
         }
         say(&line);
     }
-}
-
-/// What a program prints, if it goes well.
-fn printed(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
-    ensure!(output.status.success(), "{command:?} failed: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -4,9 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
-use crate::run::{run, say, target};
+use crate::run::{printed, run, say, target};
 use crate::test::venv;
 
 const REQUIREMENTS: &str = "xtask/src/measure/llama/requirements.txt";
@@ -52,10 +52,10 @@ impl Llama {
             .arg("-G")
             .arg("Ninja")
             .arg(format!("-DCMAKE_MAKE_PROGRAM={}", tools.join("ninja").display()));
-        quietly(&mut configure)?;
+        printed(&mut configure)?;
         let mut make = Command::new(tools.join("cmake"));
         make.arg("--build").arg(&build).arg("--target").args(PROGRAMS);
-        quietly(&mut make)?;
+        printed(&mut make)?;
         Ok(llama)
     }
 
@@ -85,11 +85,8 @@ impl Llama {
         let mut command = Command::new(&self.python);
         command.arg(folder.join("scores.py")).arg(model).arg(folder.join("texts.txt"));
         command.env("PYTHONPATH", self.source()?).env("LLAMA_CPP_LIB_PATH", self.folder.join("build/bin"));
-        let output = command.output().context("cannot run Python")?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "llama.cpp gave no scores: {said}");
         let scores = self.folder.join("scores.json");
-        std::fs::write(&scores, output.stdout)?;
+        std::fs::write(&scores, printed(&mut command)?)?;
         Ok(scores)
     }
 
@@ -99,7 +96,7 @@ impl Llama {
         if !to.is_file() {
             let part = to.with_extension("part");
             let mut quantise = Command::new(self.program("llama-quantize"));
-            quietly(quantise.arg("--allow-requantize").args(["--pure"]).arg(model).arg(&part).arg(encoding))?;
+            printed(quantise.arg("--allow-requantize").args(["--pure"]).arg(model).arg(&part).arg(encoding))?;
             std::fs::rename(part, &to)?;
         }
         Ok(to)
@@ -108,16 +105,4 @@ impl Llama {
 
 fn stem(path: &Path) -> String {
     path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-/// Runs a command whose output is only shown if it fails.
-fn quietly(command: &mut Command) -> Result<()> {
-    let name = format!("{command:?}");
-    let output = command.output().with_context(|| format!("cannot run {name}"))?;
-    let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said);
-    let last: Vec<&str> = said.lines().rev().take(30).collect();
-    let last: Vec<&str> = last.into_iter().rev().collect();
-    ensure!(output.status.success(), "{name} failed:\n{}", last.join("\n"));
-    Ok(())
 }

@@ -4,12 +4,12 @@
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use super::server::Server;
 use super::{MeasureArgs, bench, program, repeat, spread};
 use crate::assets;
-use crate::run::{say, target};
+use crate::run::{printed, say, target};
 
 /// One model: its name, the shape of a row of each input, how it is asked, and the batches to try.
 struct Case {
@@ -90,9 +90,7 @@ fn pair(
     for shape in case.shapes {
         command.args(["--shape", shape]);
     }
-    let output = command.output().context("cannot run the engine's loop")?;
-    ensure!(output.status.success(), "the engine's loop failed: {}", String::from_utf8_lossy(&output.stdout));
-    let result: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    let result: serde_json::Value = serde_json::from_str(&printed(&mut command)?)?;
     let bare = result["rows_per_second"].as_f64().context("the loop gave no rate")?;
     let (cores, seconds) = (CORES.1.to_string(), args.seconds.to_string());
     let load = ["--concurrency", CONCURRENCY, "--duration", &seconds, "--warmup", "1", "--cores", &cores];

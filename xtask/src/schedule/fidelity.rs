@@ -19,7 +19,7 @@ use super::steps::{Errors, Step, errors};
 use super::workload::{Calibration, WARMUP_S, calibrate, run, write_trace};
 use crate::measure::server::Server;
 use crate::measure::{build, median_of, program, spread};
-use crate::run::{say, target};
+use crate::run::{printed, say, target};
 
 /// What to compare.
 #[derive(Args, Debug)]
@@ -169,17 +169,9 @@ fn simulate(args: &FidelityArgs, workload: &str, overheads: &[(String, f64)], tr
         text = text.replace(&line, &format!("{line}overhead_ms = {overhead:.4}\n"));
     }
     std::fs::write(&path, text)?;
-    let output = Command::new(program("quadrant"))
-        .arg("simulate")
-        .arg(&path)
-        .args(["--policies", "quadrant", "--runs", "5", "--json", "-"])
-        .output()?;
-    ensure!(
-        output.status.success(),
-        "`quadrant simulate` failed: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let cells: Vec<Cell> = serde_json::from_slice(&output.stdout)?;
+    let mut simulate = Command::new(program("quadrant"));
+    simulate.arg("simulate").arg(&path).args(["--policies", "quadrant", "--runs", "5", "--json", "-"]);
+    let cells: Vec<Cell> = serde_json::from_str(&printed(&mut simulate)?)?;
     cells.into_iter().next().context("a simulation has a result")
 }
 
