@@ -20,7 +20,7 @@ pub(crate) struct FuzzArgs {
     minutes: u64,
 }
 
-const TARGETS: [&str; 3] = ["gguf", "safetensors", "template"];
+const TARGETS: [&str; 4] = ["gguf", "safetensors", "template", "schema"];
 /// Where coverage is counted, as `cargo fuzz` asks for it. The compiler only does this if it is told that it
 /// may, as there is no other toolchain here.
 const FLAGS: [&str; 10] = [
@@ -37,6 +37,16 @@ const FLAGS: [&str; 10] = [
 ];
 /// Bytes of an input at most: headers are what is interesting.
 const INPUT_BYTES_MAX: u64 = 16_384;
+
+/// Schemas in which most keywords occur that are known.
+const SCHEMAS: [&str; 3] = [
+    r##"{"type":"object","properties":{"a":{"type":"string","pattern":"^[a-z]{2,3}$","maxLength":3},"b":
+        {"enum":["x",1,null]},"c":{"$ref":"#/$defs/d"}},"required":["a"],"additionalProperties":false,
+        "$defs":{"d":{"anyOf":[{"type":"array","items":{"$ref":"#/$defs/d"},"minItems":1},{"const":7}]}}}"##,
+    r#"{"allOf":[{"properties":{"a":{"type":"number","minimum":-1.5,"exclusiveMaximum":9,"multipleOf":0.5}}},
+        {"patternProperties":{"^x":{"type":["integer","null"]}},"minProperties":1}],"type":"object"}"#,
+    r#"{"oneOf":[{"type":"string","format":"date-time"},{"prefixItems":[true,false],"items":{}}]}"#,
+];
 
 /// Builds and runs the targets, one after the other.
 ///
@@ -95,6 +105,7 @@ fn seeds(name: &str) -> Vec<Vec<u8>> {
             let header = br#"{"a":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]}}"#;
             vec![[&(header.len() as u64).to_le_bytes()[..], header, &[0; 8]].concat()]
         }
+        "schema" => SCHEMAS.iter().map(|schema| schema.as_bytes().to_vec()).collect(),
         _ => vec![
             b"{% for m in messages %}{{ m['role'] + m.content.strip() }}{% endfor %}".to_vec(),
             b"{% if messages[0].role == 'user' %}{{ raise_exception('no') }}{% endif %}{{ eos_token }}"

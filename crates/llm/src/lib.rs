@@ -4,14 +4,16 @@
 //! A model's way: [`Gguf::parse`] or [`parse_safetensors`] finds in the bytes of a file what the model is and
 //! where its weights lie ([`Tensors`]); [`Architecture`] describes it and [`Decoder`] packs its weights for
 //! the kernels; [`Forward`] computes some tokens of some sequences; a [`Sampler`] per sequence chooses the
-//! next one. [`ChatTemplate`] makes a text of a conversation, [`Tokenizer`] tokens of text. [`Encoder`] and
-//! [`Embedder`] are the same for models that make a vector of a text.
+//! next one, among those that a [`Constraint`] allows. [`ChatTemplate`] makes a text of a conversation,
+//! [`Tokenizer`] tokens of text. [`Encoder`] and [`Embedder`] are the same for models that make a vector of a
+//! text.
 //!
 //! The readers do no I/O and copy no weights. Files come from strangers, so every number in them is a claim
 //! that is held against the length of the file before anybody counts on it: whatever the bytes are, the
 //! answer is a table or an error that a person understands, for a small multiple of the header's size.
 
 mod architecture;
+mod constraint;
 mod crew;
 mod encoder;
 mod encoder_config;
@@ -27,6 +29,7 @@ mod tokenizer;
 mod weights;
 
 pub use architecture::Architecture;
+pub use constraint::{Constraint, ConstraintVocabulary, Grammar};
 pub use encoder::{Embedder, Encoder};
 pub use encoder_config::{EncoderConfig, Pooling, tokens_max_of_json};
 pub use error::{FileError, optional};

@@ -2,9 +2,12 @@
 //!
 //! The scores of all tokens are changed in the order that vLLM keeps: bias, penalties, temperature, then what
 //! is too unlikely is left out (top-k, min-p, top-p), and one of the rest is drawn. A sequence draws one
-//! number per token from its own seed, so its tokens do not depend on what else is in a pass.
+//! number per token from its own seed, so its tokens do not depend on what else is in a pass. What a
+//! constraint does not allow has no chance, whatever its score.
 
 use std::collections::BTreeMap;
+
+use crate::Constraint;
 
 /// How tokens are chosen. The default takes the likeliest.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,6 +42,8 @@ pub struct Chosen {
     pub token: u32,
     /// Its probability and those of the likeliest, if they were asked for.
     pub likely: Option<Likely>,
+    /// Whether the constraint is met and nothing can follow; never without one.
+    pub over: bool,
 }
 
 /// Natural logarithms of probabilities, of the model's own scores.
@@ -57,6 +62,7 @@ pub struct Sampler {
     random: fastrand::Rng,
     /// How often each token was generated; 0 for one that was only in the prompt.
     seen: BTreeMap<u32, u32>,
+    constraint: Option<Constraint>,
 }
 
 impl Default for Sampling {
@@ -87,13 +93,21 @@ impl Sampler {
     pub fn new(sampling: Sampling, prompt: &[u32]) -> Self {
         let random = fastrand::Rng::with_seed(sampling.seed);
         let seen = if sampling.has_penalties() { prompt } else { &[] };
-        Self { random, seen: seen.iter().map(|token| (*token, 0)).collect(), sampling }
+        Self { random, seen: seen.iter().map(|token| (*token, 0)).collect(), sampling, constraint: None }
+    }
+
+    /// The same, and what follows the prompt must be what `constraint` says.
+    pub fn constrained(sampling: Sampling, prompt: &[u32], constraint: Constraint) -> Self {
+        Self { constraint: Some(constraint), ..Self::new(sampling, prompt) }
     }
 
     /// Chooses the next token by its scores (logits), of which there must be one at least.
-    pub fn choose(&mut self, scores: &[f32]) -> Chosen {
+    ///
+    /// # Errors
+    /// What [`Constraint::mask`] and [`Constraint::accept`] say; then the text cannot go on.
+    pub fn choose(&mut self, scores: &[f32]) -> Result<Chosen, String> {
         let likely = self.sampling.log_probabilities.map(|count| log_probabilities(scores, count));
-        let changed = self.changed(scores);
+        let changed = self.changed(scores)?;
         let scores_left = changed.as_deref().unwrap_or(scores);
         let token =
             if self.sampling.temperature > 0.0 { self.draw(scores_left) } else { likeliest(scores_left) };
@@ -101,14 +115,15 @@ impl Sampler {
             *self.seen.entry(token).or_default() += 1;
         }
         let likely = likely.map(|(total, top)| Likely { chosen: scores[token as usize] - total, top });
-        Chosen { token, likely }
+        let over = self.constraint.as_mut().map_or(Ok(false), |constraint| constraint.accept(token))?;
+        Ok(Chosen { token, likely, over })
     }
 
-    /// The scores with biases and penalties, if there are any.
-    fn changed(&self, scores: &[f32]) -> Option<Vec<f32>> {
+    /// The scores with biases, penalties and what a constraint leaves of them, if there are any.
+    fn changed(&mut self, scores: &[f32]) -> Result<Option<Vec<f32>>, String> {
         let Sampling { presence_penalty, frequency_penalty, repetition_penalty, bias, .. } = &self.sampling;
-        if bias.is_empty() && !self.sampling.has_penalties() {
-            return None;
+        if bias.is_empty() && !self.sampling.has_penalties() && self.constraint.is_none() {
+            return Ok(None);
         }
         let mut scores = scores.to_vec();
         for (token, bias) in bias {
@@ -124,7 +139,11 @@ impl Sampler {
                 }
             }
         }
-        Some(scores)
+        // The rest changes each score by itself, so this may come last, where nothing can lift one again.
+        if let Some(constraint) = &mut self.constraint {
+            constraint.mask(&mut scores)?;
+        }
+        Ok(Some(scores))
     }
 
     fn draw(&mut self, scores: &[f32]) -> u32 {
@@ -132,7 +151,8 @@ impl Sampler {
         let number = self.random.f64();
         let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         // By temperature, and relative to the likeliest: the exponential is a probability but for its total.
-        let lowest = if min_p > 0.0 { min_p.ln() } else { f32::NEG_INFINITY };
+        // What is infinitely unlikely is left out, or rounding could choose it in the end.
+        let lowest = if min_p > 0.0 { min_p.ln() } else { f32::MIN };
         let relative = |score: &f32| (score - largest) / temperature;
         let with_ids = scores.iter().map(relative).zip(0_u32..);
         let mut left: Vec<(f32, u32)> = with_ids.filter(|(score, _)| *score >= lowest).collect();
@@ -209,6 +229,7 @@ fn log_probabilities(scores: &[f32], count: usize) -> (f32, Vec<(u32, f32)>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{ConstraintVocabulary, Grammar};
 
     /// Log-probabilities of 0.5, 0.25, 0.125, 0.0625 and 0.0625, and one that is all but impossible.
     fn scores() -> Vec<f32> {
@@ -219,7 +240,7 @@ mod tests {
         let mut sampler = Sampler::new(sampling.clone(), &[]);
         let mut counts = vec![0; 6];
         for _ in 0..draws {
-            counts[sampler.choose(&scores()).token as usize] += 1;
+            counts[sampler.choose(&scores()).unwrap().token as usize] += 1;
         }
         counts
     }
@@ -258,7 +279,7 @@ mod tests {
         let tokens = |seed| {
             let sampling = Sampling { temperature: 1.0, seed, ..Sampling::default() };
             let mut sampler = Sampler::new(sampling, &[]);
-            (0..50).map(|_| sampler.choose(&scores()).token).collect::<Vec<_>>()
+            (0..50).map(|_| sampler.choose(&scores()).unwrap().token).collect::<Vec<_>>()
         };
         assert_eq!(tokens(7), tokens(7));
         assert_ne!(tokens(7), tokens(8));
@@ -268,7 +289,7 @@ mod tests {
     fn biases_and_penalties_change_what_is_likeliest() {
         let choose = |sampling: Sampling, prompt: &[u32], times: usize| {
             let mut sampler = Sampler::new(sampling, prompt);
-            (0..times).map(|_| sampler.choose(&[2.0, 1.5, -1.0]).token).collect::<Vec<_>>()
+            (0..times).map(|_| sampler.choose(&[2.0, 1.5, -1.0]).unwrap().token).collect::<Vec<_>>()
         };
         let plain = Sampling::default();
         let biased = Sampling { bias: BTreeMap::from([(2, 4.0), (9, 1.0)]), ..plain.clone() };
@@ -289,7 +310,7 @@ mod tests {
             log_probabilities: Some(2),
             ..Sampling::default()
         };
-        let chosen = Sampler::new(sampling, &[]).choose(&scores());
+        let chosen = Sampler::new(sampling, &[]).choose(&scores()).unwrap();
         let likely = chosen.likely.unwrap();
         assert_eq!(chosen.token, 3);
         assert!((likely.chosen - 0.0625_f32.ln()).abs() < 1e-6);
@@ -302,8 +323,35 @@ mod tests {
         for temperature in [0.0, 1.0] {
             let sampling = Sampling { temperature, log_probabilities: Some(1), ..Sampling::default() };
             for bad in [f32::NAN, f32::NEG_INFINITY, f32::INFINITY] {
-                assert!(Sampler::new(sampling.clone(), &[]).choose(&[bad; 3]).token < 3);
+                assert!(Sampler::new(sampling.clone(), &[]).choose(&[bad; 3]).unwrap().token < 3);
             }
         }
+    }
+
+    #[test]
+    fn a_constraint_outweighs_scores_and_biases_and_leaves_probabilities() {
+        let tokens = [&b"a"[..], b"b", b"c", b""];
+        let vocabulary = ConstraintVocabulary::of_bytes(tokens.into_iter(), 3).unwrap();
+        for temperature in [0.0, 1.0] {
+            let constraint = Constraint::new(&vocabulary, &Grammar::Regex("bc?".into())).unwrap();
+            let sampling = Sampling {
+                temperature,
+                bias: BTreeMap::from([(0, f32::INFINITY)]),
+                presence_penalty: 50.0,
+                log_probabilities: Some(1),
+                ..Sampling::default()
+            };
+            let mut sampler = Sampler::constrained(sampling, &[0], constraint);
+            let scores = [30.0, 0.0, 0.0, -40.0];
+            let first = sampler.choose(&scores).unwrap();
+            assert_eq!((first.token, first.over), (1, false));
+            assert_eq!(first.likely, Some(Likely { chosen: -30.0, top: vec![(0, 0.0)] }));
+            let second = sampler.choose(&scores).unwrap();
+            assert_eq!((second.token, second.over), (2, true), "the end is possible too, but unlikely");
+        }
+        // No number, so the first token is taken, which may not come.
+        let constraint = Constraint::new(&vocabulary, &Grammar::Regex("b".into())).unwrap();
+        let mut sampler = Sampler::constrained(Sampling::default(), &[], constraint);
+        assert!(sampler.choose(&[f32::NAN; 4]).is_err());
     }
 }

@@ -2,6 +2,8 @@
 //! against: whatever a `tokenizer.json` describes, and of a GGUF file byte-level BPE (Sennrich et al. 2016;
 //! the byte alphabet is GPT-2's).
 
+use std::collections::BTreeSet;
+
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::digits::Digits;
@@ -130,6 +132,17 @@ impl Tokenizer {
             (Some(start), Some(end)) => &self.bytes[*start..*end],
             _ => &[],
         }
+    }
+
+    /// How many tokens there are.
+    pub fn token_count(&self) -> usize {
+        self.starts.len() - 1
+    }
+
+    /// The tokens that command rather than are text.
+    pub fn control(&self) -> BTreeSet<u32> {
+        let added = self.inner.get_added_tokens_decoder().into_iter();
+        added.filter(|(_, token)| token.special).map(|(id, _)| id).collect()
     }
 
     /// The token that ends an answer.
