@@ -133,6 +133,7 @@ impl World {
                 costs: vec![cost(1, 1), cost(2, 1), cost(1, 2), cost(2, 2)],
                 row_bytes: 1,
                 unmet: Unmet::Refuse,
+                sequences: None,
             };
             world.event(Event::ModelUp(ModelId(model), terms));
         }

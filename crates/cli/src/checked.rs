@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use quadrant_engine::EngineKind;
-use quadrant_node::{Batching, Config, HostCommand, Isolation, ModelSettings};
+use quadrant_node::{Batching, Config, HostCommand, Isolation, ModelSettings, Pace};
 use quadrant_policy::{Discipline, Eviction, Limits, MemoryBudget, Unmet};
 use quadrant_server::{NamedObjective, NamedObjectives};
 use quadrant_types::{CoreSet, Priority};
@@ -200,6 +200,13 @@ fn model_settings(fields: &ModelFields) -> Result<ModelSettings> {
     let queue_max = fields.queue.map(|queue| at_least_one("queue", queue)).transpose()?;
     let latency_objective =
         fields.latency_objective_ms.map(|value| milliseconds("latency_objective_ms", value)).transpose()?;
+    let pace = Pace {
+        first: fields.ttft_objective_ms.map(|ms| milliseconds("ttft_objective_ms", ms)).transpose()?,
+        each: fields.tpot_objective_ms.map(|ms| milliseconds("tpot_objective_ms", ms)).transpose()?,
+        timeout: None,
+    };
+    let kv_cache_mb =
+        fields.kv_cache_mb.map(|megabytes| at_least_one("kv_cache_mb", megabytes)).transpose()?;
     let unmet = match fields.unmet.as_deref() {
         None => None,
         Some("refuse") => Some(Unmet::Refuse),
@@ -222,6 +229,8 @@ fn model_settings(fields: &ModelFields) -> Result<ModelSettings> {
         queue_max,
         delay_max: delay_max.transpose()?,
         latency_objective,
+        pace,
+        kv_cache_bytes: kv_cache_mb.map(|megabytes| (megabytes as u64).saturating_mul(1 << 20)),
         priority: priority.transpose()?.map(Priority),
         unmet,
         on_demand,
@@ -301,6 +310,8 @@ mod tests {
             ("[tenants.a]\nkey = \"\"", "unknown field `key`"),
             ("[tenants.a]", "in `tenants.a`"),
             ("[models.m]\nlatency_objective_ms = 0.0", "`latency_objective_ms`"),
+            ("[models.m]\ntpot_objective_ms = -1.0", "`tpot_objective_ms`"),
+            ("[models.m]\nkv_cache_mb = 0", "`kv_cache_mb`"),
             ("[models.m]\nunmet = \"ignore\"", "`unmet` must be"),
             ("[scheduler]\neviction = \"fifo\"", "`scheduler.eviction` must be"),
             ("[scheduler]\nload_threads = 65", "`scheduler.load_threads` must be from 0 to 64"),

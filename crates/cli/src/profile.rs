@@ -210,6 +210,7 @@ mod tests {
             shapes: Vec::new(),
             reason: "so".into(),
             occupancy: None,
+            sequences: None,
         };
         ModelProfile {
             name: "det".into(),

@@ -143,7 +143,8 @@ pub(crate) struct ObjectiveFields {
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct ModelFields {
-    /// `ort`, `rten`, `encoder` or `emulated`; by default what reads the file, ONNX Runtime if it was found.
+    /// `ort`, `rten`, `encoder`, `language` or `emulated`; by default what reads the file, ONNX Runtime if it
+    /// was found.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) engine: Option<String>,
     /// `auto`, `off`, or the most rows of one request and of one step.
@@ -161,6 +162,15 @@ pub(crate) struct ModelFields {
     /// By when an answer is wanted unless the request says so, in milliseconds; best effort if not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) latency_objective_ms: Option<f64>,
+    /// How long the first token of an answer may take unless the request says so, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) ttft_objective_ms: Option<f64>,
+    /// How long each further token may take on average unless the request says so, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tpot_objective_ms: Option<f64>,
+    /// Megabytes for the keys and values of all sequences of a model that generates; 512 if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) kv_cache_mb: Option<usize>,
     /// How important its requests are unless they say so; 1 is the highest.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) priority: Option<u32>,

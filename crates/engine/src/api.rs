@@ -11,6 +11,8 @@ use std::time::Duration;
 pub use quadrant_types::SchedulingClass;
 use quadrant_types::{CoreSet, LaneId, ModelId, ModelSpec, RequestId, StepId, Tensor, Time};
 
+use crate::{Generated, Language, Sequence};
+
 /// A loaded model. Its weights are shared by all its runners where the engine can.
 pub trait Model: Send + Sync {
     /// What it takes and gives.
@@ -25,6 +27,11 @@ pub trait Model: Send + Sync {
     /// [`EngineError`] if the engine cannot prepare itself for this lane.
     fn runner(&self, lane: &LaneSpec) -> Result<Box<dyn Runner>, EngineError>;
 
+    /// What is needed to talk to it in words, if it generates. Its steps are then iterations.
+    fn language(&self) -> Option<Arc<Language>> {
+        None
+    }
+
     /// Tells that from now on runners will be for lanes of these widths only, so that what others needed
     /// while they were tried out need not stay. Asking for another one later still works.
     fn keep_widths(&self, _widths: &[usize]) {}
@@ -35,6 +42,13 @@ pub trait Runner: Send {
     /// Computes `work` and fires `done` exactly once, now or later. A `done` that is dropped instead
     /// reports a failure, so a request is never lost.
     fn submit(&mut self, work: StepWork, done: Done);
+
+    /// Computes tokens of some sequences and fires `done` exactly once, as [`Runner::submit`] does: with a
+    /// token for each part that is computed to its end, in the order of the parts.
+    fn iterate(&mut self, parts: Vec<SequencePart>, done: Done<Vec<Option<Generated>>>) {
+        drop(parts);
+        done.fire(Err(EngineError::Input("the model generates nothing".into())));
+    }
 
     /// Takes a step back that was submitted and has not begun; its `done` fires with
     /// [`EngineError::Revoked`]. An engine that begins at once, as on a CPU, has nothing to take back.
@@ -81,22 +95,22 @@ pub struct StepWork {
 pub type StepResult = Result<Vec<Tensor>, EngineError>;
 
 /// Fires once with the result of a step.
-pub struct Done {
-    then: Option<Then>,
+pub struct Done<T = Vec<Tensor>> {
+    then: Option<Then<T>>,
     core_time_elsewhere: Duration,
 }
 
-type Then = Box<dyn FnOnce(StepResult, Duration) + Send>;
+type Then<T> = Box<dyn FnOnce(Result<T, EngineError>, Duration) + Send>;
 
-impl Done {
+impl<T> Done<T> {
     /// Calls `then` with the result.
-    pub fn new(then: impl FnOnce(StepResult) + Send + 'static) -> Self {
+    pub fn new(then: impl FnOnce(Result<T, EngineError>) + Send + 'static) -> Self {
         Self::timed(|result, _| then(result))
     }
 
     /// Calls `then` with the result and with the processor time that other threads than the caller of
     /// [`Runner::submit`] took for it, as far as the engine told.
-    pub fn timed(then: impl FnOnce(StepResult, Duration) + Send + 'static) -> Self {
+    pub fn timed(then: impl FnOnce(Result<T, EngineError>, Duration) + Send + 'static) -> Self {
         Self { then: Some(Box::new(then)), core_time_elsewhere: Duration::ZERO }
     }
 
@@ -106,18 +120,18 @@ impl Done {
     }
 
     /// Reports the result.
-    pub fn fire(mut self, result: StepResult) {
+    pub fn fire(mut self, result: Result<T, EngineError>) {
         self.finish(result);
     }
 
-    fn finish(&mut self, result: StepResult) {
+    fn finish(&mut self, result: Result<T, EngineError>) {
         if let Some(then) = self.then.take() {
             then(result, self.core_time_elsewhere);
         }
     }
 }
 
-impl Drop for Done {
+impl<T> Drop for Done<T> {
     /// A step whose engine forgot it, or panicked, still ends.
     fn drop(&mut self) {
         if self.then.is_some() {
@@ -126,7 +140,7 @@ impl Drop for Done {
     }
 }
 
-impl fmt::Debug for Done {
+impl<T> fmt::Debug for Done<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Done")
     }
@@ -162,17 +176,44 @@ pub enum EngineError {
     },
 }
 
-/// What a lane is asked to run: the parts of one batch, not yet gathered.
+/// What a lane is asked to run.
 #[derive(Clone, Debug)]
 pub struct LaneWork {
     /// The step's number.
     pub step: StepId,
     /// The model, whose runner was installed on the lane.
     pub model: ModelId,
-    /// The requests of the batch. More than one only for a model that batches along its first dimension.
-    pub parts: Vec<Part>,
-    /// Which outputs are wanted; the same for all parts.
-    pub outputs: Arc<[usize]>,
+    /// What of which requests.
+    pub task: Task,
+}
+
+/// The parts of a step.
+#[derive(Clone, Debug)]
+pub enum Task {
+    /// One batch, not yet gathered.
+    Batch {
+        /// The requests of the batch. More than one only for a model that batches along its first dimension.
+        parts: Vec<Part>,
+        /// Which outputs are wanted; the same for all parts.
+        outputs: Arc<[usize]>,
+    },
+    /// Tokens of some sequences.
+    Iteration(Vec<SequencePart>),
+}
+
+/// Tokens of one sequence.
+#[derive(Clone, Debug)]
+pub struct SequencePart {
+    /// Whose it is.
+    pub request: RequestId,
+    /// The sequence.
+    pub sequence: Arc<Sequence>,
+    /// The place of the first token to be computed. The keys and values of those before it are in the pages.
+    pub from: usize,
+    /// How many. If they are all that there are, the next token is chosen.
+    pub tokens: usize,
+    /// The pages of the sequence, in order.
+    pub pages: Vec<usize>,
 }
 
 /// One request's share of a step.
@@ -193,6 +234,8 @@ pub struct PartOutputs {
     pub request: RequestId,
     /// The wanted outputs.
     pub outputs: Vec<Tensor>,
+    /// The token that was chosen, if it is a sequence that was computed to its end.
+    pub generated: Option<Generated>,
 }
 
 /// How a step ended on its lane, with the time of every stage.

@@ -74,11 +74,12 @@ pub(crate) fn scatter(
     outputs: Vec<Tensor>,
 ) -> Result<Vec<PartOutputs>, EngineError> {
     if let [(request, _)] = parts {
-        return Ok(vec![PartOutputs { request: *request, outputs }]);
+        return Ok(vec![PartOutputs { request: *request, outputs, generated: None }]);
     }
     let part = |(request, _): &(RequestId, usize)| PartOutputs {
         request: *request,
         outputs: Vec::with_capacity(outputs.len()),
+        generated: None,
     };
     let mut results: Vec<PartOutputs> = parts.iter().map(part).collect();
     for (index, output) in outputs.iter().enumerate() {

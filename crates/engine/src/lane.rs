@@ -19,7 +19,10 @@ use smallvec::SmallVec;
 
 use crate::batch;
 use crate::spawn::{self, ThreadSpec};
-use crate::{Done, EngineError, LaneReport, LaneSink, LaneSpec, LaneWork, Runner, StepResult, StepWork};
+use crate::{
+    Done, EngineError, Generated, LaneReport, LaneSink, LaneSpec, LaneWork, PartOutputs, Runner, StepResult,
+    StepWork, Task,
+};
 
 /// How long a dropped lane may take to end before its thread is left behind.
 const DROP_GRACE: Duration = Duration::from_secs(1);
@@ -201,8 +204,11 @@ fn serve(shared: &Arc<Shared>, inbox: &Receiver<Command>) {
 
 fn run(shared: &Arc<Shared>, runners: &mut BTreeMap<ModelId, Box<dyn Runner>>, work: LaneWork) {
     let began = shared.clock.now();
-    let LaneWork { step, model, parts, outputs } = work;
-    let requests = parts.iter().map(|part| (part.request, part.rows)).collect();
+    let LaneWork { step, model, task } = work;
+    let requests = match &task {
+        Task::Batch { parts, .. } => parts.iter().map(|part| (part.request, part.rows)).collect(),
+        Task::Iteration(parts) => parts.iter().map(|part| (part.request, part.tokens)).collect(),
+    };
     let mut reporter = Reporter {
         shared: Arc::clone(shared),
         step,
@@ -219,19 +225,28 @@ fn run(shared: &Arc<Shared>, runners: &mut BTreeMap<ModelId, Box<dyn Runner>>, w
         let error = EngineError::Panicked(format!("the lane was not given model `{model}`"));
         return reporter.finish(Err(error), Duration::ZERO);
     };
-    let gathered = batch::gather(&parts);
-    // The requests' own references go before the step begins; the batch has what it needs.
-    drop(parts);
-    reporter.gathered = shared.clock.now();
-    match gathered {
-        Ok(inputs) => {
-            let done = Done::timed(move |result, elsewhere| reporter.finish(result, elsewhere));
-            let submit = || runner.submit(StepWork { step, inputs, outputs }, done);
-            // Whoever holds `done` when a panic passes drops it, which reports the step; so there is
-            // nothing left to do for it here, and the lane goes on.
-            drop(catch_unwind(AssertUnwindSafe(submit)));
+    // Whoever holds `done` when a panic passes drops it, which reports the step; so there is nothing left to
+    // do for it here, and the lane goes on.
+    match task {
+        Task::Batch { parts, outputs } => {
+            let gathered = batch::gather(&parts);
+            // The requests' own references go before the step begins; the batch has what it needs.
+            drop(parts);
+            reporter.gathered = shared.clock.now();
+            match gathered {
+                Ok(inputs) => {
+                    let done = Done::timed(move |result, elsewhere| reporter.finish(result, elsewhere));
+                    let submit = || runner.submit(StepWork { step, inputs, outputs }, done);
+                    drop(catch_unwind(AssertUnwindSafe(submit)));
+                }
+                Err(error) => reporter.finish(Err(error), Duration::ZERO),
+            }
         }
-        Err(error) => reporter.finish(Err(error), Duration::ZERO),
+        Task::Iteration(parts) => {
+            let done = Done::timed(move |result, elsewhere| reporter.finish_iteration(result, elsewhere));
+            let iterate = || runner.iterate(parts, done);
+            drop(catch_unwind(AssertUnwindSafe(iterate)));
+        }
     }
 }
 
@@ -249,11 +264,38 @@ struct Reporter {
 
 impl Reporter {
     fn finish(self, result: StepResult, core_time_elsewhere: Duration) {
+        self.report(result, core_time_elsewhere, batch::scatter);
+    }
+
+    fn finish_iteration(
+        self,
+        result: Result<Vec<Option<Generated>>, EngineError>,
+        core_time_elsewhere: Duration,
+    ) {
+        self.report(result, core_time_elsewhere, |requests, tokens| {
+            if requests.len() != tokens.len() {
+                return Err(EngineError::Panicked("the engine did not answer for every sequence".into()));
+            }
+            let outputs = |((request, _), generated): (&(RequestId, usize), _)| PartOutputs {
+                request: *request,
+                outputs: Vec::new(),
+                generated,
+            };
+            Ok(requests.iter().zip(tokens).map(outputs).collect())
+        });
+    }
+
+    fn report<T>(
+        self,
+        result: Result<T, EngineError>,
+        core_time_elsewhere: Duration,
+        scatter: impl FnOnce(&[(RequestId, usize)], T) -> Result<Vec<PartOutputs>, EngineError>,
+    ) {
         let core_time = self.core_time(core_time_elsewhere);
         let Self { shared, step, requests, began, gathered, .. } = self;
         let computed = shared.clock.now();
         let core_time = core_time.unwrap_or_else(|| computed.since(gathered) * shared.cores);
-        let result = result.and_then(|outputs| batch::scatter(&requests, outputs));
+        let result = result.and_then(|outputs| scatter(&requests, outputs));
         let scattered = if result.is_ok() && requests.len() > 1 { shared.clock.now() } else { computed };
         let lane = shared.id;
         shared.sink.report(LaneReport {

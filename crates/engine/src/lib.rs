@@ -11,26 +11,33 @@ mod encoder_engine;
 mod file_window;
 mod isolated;
 mod lane;
+mod language;
+mod language_engine;
 mod load;
 mod onnx;
 mod ort_engine;
 mod panics;
 mod probe;
 mod rten_engine;
+mod sequence;
 mod spawn;
 
 pub use api::{
     Done, EngineError, Footprint, LaneReport, LaneSink, LaneSpec, LaneWork, Model, Part, PartOutputs, Runner,
-    SchedulingClass, StepResult, StepWork,
+    SchedulingClass, SequencePart, StepResult, StepWork, Task,
 };
 pub use isolated::{
     EndCause, EngineHost, HostCommand, HostEvent, HostSink, HostSpec, ServeError, serve_engines,
 };
 pub use lane::{Lane, Refusal, Refused};
-pub use load::{EngineKind, Engines, ModelSource, describe, load};
+pub use language::Language;
+pub use load::{EngineKind, Engines, ModelSource, describe, describe_language, load};
 pub use onnx::OnnxHeader;
 pub use ort_engine::OnnxRuntime;
 pub use probe::{
-    Batching, Cost, Occupancy, PROBE_TEXT_BYTES, Peak, ProbeOptions, Profile, occupancy, probe, run_once,
+    Batching, Cost, Occupancy, PROBE_TEXT_BYTES, Peak, ProbeOptions, Profile, SequenceProfile, occupancy,
+    probe, run_once,
 };
+pub use quadrant_llm::{ChatTemplate, Grammar, Likely, Message, Sampling, TemplateError, Tokenizer};
+pub use sequence::{Finish, Generated, Generation, Sequence};
 pub use spawn::background;

@@ -10,6 +10,8 @@ use quadrant_types::{Clock, ModelSpec};
 
 use crate::emulated::EmulatedModel;
 use crate::encoder_engine::EncoderModel;
+use crate::language::Language;
+use crate::language_engine::LanguageModel;
 use crate::ort_engine::OrtModel;
 use crate::panics::guarded;
 use crate::rten_engine::RtenModel;
@@ -27,13 +29,15 @@ pub enum EngineKind {
     Ort,
     /// Our own kernels, for encoders as safetensors.
     Encoder,
+    /// Our own kernels, for language models as GGUF.
+    Language,
     /// No model at all: copies inputs to outputs and takes the time it is told to.
     Emulated,
 }
 
 impl EngineKind {
     /// Every engine.
-    pub const ALL: [Self; 4] = [Self::Rten, Self::Ort, Self::Encoder, Self::Emulated];
+    pub const ALL: [Self; 5] = [Self::Rten, Self::Ort, Self::Encoder, Self::Language, Self::Emulated];
 
     /// Its name in configurations.
     pub const fn name(self) -> &'static str {
@@ -41,6 +45,7 @@ impl EngineKind {
             Self::Rten => "rten",
             Self::Ort => "onnxruntime",
             Self::Encoder => "encoder",
+            Self::Language => "language",
             Self::Emulated => "emulated",
         }
     }
@@ -51,6 +56,7 @@ impl EngineKind {
             Self::Rten => "rten_onnx",
             Self::Ort => "onnxruntime_onnx",
             Self::Encoder => "quadrant_encoder",
+            Self::Language => "quadrant_language",
             Self::Emulated => "emulated",
         }
     }
@@ -87,9 +93,14 @@ impl Engines {
         match (kind, &self.onnxruntime) {
             (EngineKind::Ort, Some(runtime)) => runtime.version(),
             // Those within this program change with it.
-            (EngineKind::Ort | EngineKind::Rten | EngineKind::Encoder | EngineKind::Emulated, _) => {
-                env!("CARGO_PKG_VERSION")
-            }
+            (
+                EngineKind::Ort
+                | EngineKind::Rten
+                | EngineKind::Encoder
+                | EngineKind::Language
+                | EngineKind::Emulated,
+                _,
+            ) => env!("CARGO_PKG_VERSION"),
         }
     }
 }
@@ -104,8 +115,8 @@ pub struct ModelSource {
     /// The file.
     pub path: PathBuf,
     /// The engine that was asked for. By default a file ending in `.emulated.toml` is emulated, one ending in
-    /// `.safetensors` is an encoder, and the rest runs on ONNX Runtime if there is one, otherwise on the
-    /// embedded engine.
+    /// `.safetensors` is an encoder, one ending in `.gguf` a language model, and the rest runs on ONNX
+    /// Runtime if there is one, otherwise on the embedded engine.
     pub engine: Option<EngineKind>,
     /// Names of the classes along the last dimension of outputs.
     pub labels: BTreeMap<Arc<str>, Arc<[String]>>,
@@ -114,7 +125,8 @@ pub struct ModelSource {
 impl ModelSource {
     /// Whether the file name is one that a model can have.
     pub fn is_model_file(path: &Path) -> bool {
-        path.extension().is_some_and(|extension| extension == "onnx") || is_emulated(path)
+        path.extension().is_some_and(|extension| extension == "onnx" || extension == "gguf")
+            || is_emulated(path)
     }
 
     /// The engine that runs it.
@@ -127,6 +139,8 @@ impl ModelSource {
             Some(EngineKind::Emulated)
         } else if is_safetensors(&self.path) {
             Some(EngineKind::Encoder)
+        } else if is_gguf(&self.path) {
+            Some(EngineKind::Language)
         } else {
             None
         };
@@ -136,6 +150,7 @@ impl ModelSource {
             (Some(kind), Some(_)) => load(&format!("only the engine `{kind}` reads this file")),
             (None, Some(EngineKind::Emulated)) => load("an emulated model's file ends in `.emulated.toml`"),
             (None, Some(EngineKind::Encoder)) => load("an encoder's file ends in `.safetensors`"),
+            (None, Some(EngineKind::Language)) => load("a language model's file ends in `.gguf`"),
             (None, None) if engines.onnxruntime.is_some() => Ok(EngineKind::Ort),
             (None, None) => Ok(EngineKind::Rten),
             (None, Some(EngineKind::Ort)) if engines.onnxruntime.is_none() => {
@@ -166,6 +181,10 @@ fn is_safetensors(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "safetensors")
 }
 
+fn is_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "gguf")
+}
+
 /// Loads a model. Blocks for as long as the engine takes, up to seconds.
 ///
 /// # Errors
@@ -179,6 +198,7 @@ pub fn load(source: &ModelSource, engines: &Engines) -> Result<Arc<dyn Model>, E
             Ok(Arc::new(model) as Arc<dyn Model>)
         }
         (EngineKind::Encoder, _) => Ok(Arc::new(EncoderModel::load(source)?)),
+        (EngineKind::Language, _) => Ok(Arc::new(LanguageModel::load(source)?)),
         (EngineKind::Ort, Some(runtime)) => Ok(Arc::new(OrtModel::load(source, runtime)?)),
         (EngineKind::Rten | EngineKind::Ort, _) => Ok(Arc::new(RtenModel::load(source)?)),
     })
@@ -196,7 +216,24 @@ pub fn describe(source: &ModelSource, engines: &Engines) -> Result<Option<ModelS
     if kind == EngineKind::Encoder {
         return EncoderModel::describe(source).map(Some);
     }
+    if kind == EngineKind::Language {
+        return Ok(Some(LanguageModel::spec(source)));
+    }
     let header = OnnxHeader::read(&source.path)?;
     let is_complete = header.outputs_shaped.iter().all(|shaped| *shaped);
     Ok(is_complete.then(|| source.spec(kind, header)))
+}
+
+/// What is needed to talk to a model in words, without loading it; `None` if it does not generate.
+///
+/// # Errors
+/// As [`load`], as far as the file's header shows it.
+pub fn describe_language(
+    source: &ModelSource,
+    engines: &Engines,
+) -> Result<Option<Arc<Language>>, EngineError> {
+    if source.engine_kind(engines)? != EngineKind::Language {
+        return Ok(None);
+    }
+    LanguageModel::describe(source).map(|language| Some(Arc::new(language)))
 }

@@ -6,6 +6,7 @@
 //! cannot be tried out is served in the safest way, with the reason recorded.
 
 mod inputs;
+mod iterations;
 mod measure;
 mod occupancy;
 mod widths;
@@ -91,6 +92,21 @@ pub struct Profile {
     pub reason: String,
     /// What it takes of the memory, if that was measured.
     pub occupancy: Option<Occupancy>,
+    /// What its sequences take, if it generates. Rows are tokens then.
+    pub sequences: Option<SequenceProfile>,
+}
+
+/// What the sequences of a model take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SequenceProfile {
+    /// Tokens of a page of keys and values.
+    pub page_tokens: usize,
+    /// Bytes of a page.
+    pub page_bytes: usize,
+    /// Tokens of the longest sequence that it was made for.
+    pub tokens_max: usize,
+    /// What a thousand keys that tokens attend to add to a step on one core.
+    pub thousand_keys: Duration,
 }
 
 /// What one step costs.
@@ -117,8 +133,18 @@ impl Profile {
     }
 
     fn alone(reason: String) -> Self {
-        let (costs, shapes, occupancy) = (Vec::new(), Vec::new(), None);
-        Self { width: 1, widths: vec![1], batches: false, rows_max: 1, costs, shapes, reason, occupancy }
+        let (costs, shapes) = (Vec::new(), Vec::new());
+        Self {
+            width: 1,
+            widths: vec![1],
+            batches: false,
+            rows_max: 1,
+            costs,
+            shapes,
+            reason,
+            occupancy: None,
+            sequences: None,
+        }
     }
 }
 
@@ -131,6 +157,10 @@ pub fn probe(
     clock: &Arc<dyn Clock>,
     options: &ProbeOptions,
 ) -> Profile {
+    if let Some(language) = model.language() {
+        let found = iterations::probe(model, &language, lanes, clock, options);
+        return found.unwrap_or_else(|error| Profile::unknown(&error));
+    }
     let mut probe = match Probe::new(model, lanes, clock, options) {
         Ok(probe) => probe,
         Err(error) => return Profile::unknown(&error),

@@ -72,6 +72,7 @@ pub struct Tokenizer {
     starts: Vec<usize>,
     begin: Option<u32>,
     end: Option<u32>,
+    turn_end: Option<u32>,
 }
 
 impl Tokenizer {
@@ -113,7 +114,9 @@ impl Tokenizer {
         inner.add_special_tokens(&added);
         let begin = optional(metadata.bool("tokenizer.ggml.add_bos_token"))?.unwrap_or(false);
         let begin = if begin { Some(metadata.u32("tokenizer.ggml.bos_token_id")?) } else { None };
-        Ok(Self { inner, bytes, starts, begin, end: optional(metadata.u32("tokenizer.ggml.eos_token_id"))? })
+        let end = optional(metadata.u32("tokenizer.ggml.eos_token_id"))?;
+        let turn_end = optional(metadata.u32("tokenizer.ggml.eot_token_id"))?;
+        Ok(Self { inner, bytes, starts, begin, end, turn_end })
     }
 
     /// The tokens of a text, in which control tokens may be written out.
@@ -148,6 +151,11 @@ impl Tokenizer {
     /// The token that ends an answer.
     pub fn end(&self) -> Option<u32> {
         self.end
+    }
+
+    /// Whether an answer ends with this token: the end of a text, or of a turn.
+    pub fn is_end(&self, token: u32) -> bool {
+        self.end == Some(token) || self.turn_end == Some(token)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The one clock. Everything that stamps or schedules is handed this one, or a virtual one in its place.
 
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use quadrant_types::{Clock, Time};
 
@@ -23,4 +23,10 @@ impl Clock for MonotonicClock {
     fn now(&self) -> Time {
         Time::ZERO + self.origin.elapsed()
     }
+}
+
+/// Seconds since 1970, by the operating system's calendar. Nothing is decided by it.
+#[expect(clippy::disallowed_methods, reason = "the clock")]
+pub(crate) fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -9,6 +9,8 @@ use quadrant_engine::{EngineKind, HostCommand};
 use quadrant_policy::{Discipline, Limits, TenantTerms, Unmet};
 use quadrant_types::{CoreSet, Priority};
 
+use crate::Pace;
+
 /// The configuration of one node.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -54,6 +56,10 @@ pub struct ModelSettings {
     pub delay_max: Option<Duration>,
     /// By when an answer is wanted, unless the request says so itself.
     pub latency_objective: Option<Duration>,
+    /// How long the first token may take, and each other one, unless the request says so itself.
+    pub pace: Pace,
+    /// Bytes that the keys and values of its sequences may take, if it generates.
+    pub kv_cache_bytes: Option<u64>,
     /// How important its requests are, unless they say so themselves.
     pub priority: Option<Priority>,
     /// What becomes of a request that cannot be answered in time.
@@ -94,6 +100,9 @@ pub enum Batching {
 /// Requests that wait for one model unless something else is said.
 const QUEUE_MAX: usize = 256;
 
+/// Bytes of keys and values unless something else is said.
+const KV_CACHE_BYTES: u64 = 512 << 20;
+
 impl ModelSettings {
     /// These settings, with `outer` filling what is not said.
     #[must_use]
@@ -105,6 +114,8 @@ impl ModelSettings {
             queue_max: self.queue_max.or(outer.queue_max),
             delay_max: self.delay_max.or(outer.delay_max),
             latency_objective: self.latency_objective.or(outer.latency_objective),
+            pace: self.pace.or(outer.pace),
+            kv_cache_bytes: self.kv_cache_bytes.or(outer.kv_cache_bytes),
             priority: self.priority.or(outer.priority),
             unmet: self.unmet.or(outer.unmet),
             on_demand: self.on_demand.or(outer.on_demand),
@@ -113,6 +124,11 @@ impl ModelSettings {
             isolation_group: self.isolation_group.clone().or_else(|| outer.isolation_group.clone()),
             isolation_memory_bytes: self.isolation_memory_bytes.or(outer.isolation_memory_bytes),
         }
+    }
+
+    /// Bytes that the keys and values of its sequences may take.
+    pub fn kv_cache_bytes(&self) -> u64 {
+        self.kv_cache_bytes.unwrap_or(KV_CACHE_BYTES)
     }
 
     /// How requests share steps.

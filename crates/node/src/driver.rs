@@ -16,7 +16,7 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::Duration;
 
-use quadrant_engine::{EngineError, Lane, LaneReport, LaneSink, LaneWork, Part, Refusal, Refused, Runner};
+use quadrant_engine::{Lane, LaneReport, LaneSink, Refusal, Refused, Runner};
 use quadrant_policy::{Action, Event, Policy, Step};
 use quadrant_types::{
     Clock, Error, ErrorCode, LaneId, ModelId, Reason, Request, RequestId, StepId, TenantId, Timing, Work,
@@ -34,8 +34,10 @@ use crate::{ModelEntry, Response, Submission};
 use ended::Ended;
 
 mod ended;
+mod generations;
 mod reports;
 mod shown;
+mod steps;
 
 /// Arrivals that may lie in the inbox unlooked at. Reports and departures always find room: there are
 /// never more of them than steps and requests that were let in.
@@ -68,6 +70,8 @@ struct Core {
     actions: Vec<Action>,
     /// Requests that have ended and were not told so yet.
     ended: Vec<Ended>,
+    /// Requests whose readers do not keep up, and of whom the scheduler is yet to be told.
+    stalled: Vec<RequestId>,
     recorder: Recorder,
 }
 
@@ -96,6 +100,7 @@ impl Driver {
             steps: BTreeMap::new(),
             actions: Vec::new(),
             ended: Vec::new(),
+            stalled: Vec::new(),
             recorder: Recorder::default(),
         };
         Arc::new(Self {
@@ -169,7 +174,14 @@ impl Driver {
             timing,
             step: None,
             computed: None,
+            generating: None,
         });
+        self.put_in(pending)?;
+        Ok(Response { id, answer, driver: Arc::clone(self), over: false })
+    }
+
+    /// Puts a request into the inbox, if there is room.
+    fn put_in(&self, pending: Box<Pending>) -> Result<(), Error> {
         {
             let mut inbox = lock(&self.inbox);
             if inbox.len() >= INBOX_ARRIVALS_MAX {
@@ -182,7 +194,7 @@ impl Driver {
             inbox.push_back(Message::Submit(pending));
         }
         self.work_off();
-        Ok(Response { id, answer, driver: Arc::clone(self), over: false })
+        Ok(())
     }
 
     pub(crate) fn leave(&self, id: RequestId) {
@@ -252,16 +264,21 @@ impl Driver {
             Message::HostUp(host, generation) => Event::HostUp(host, generation),
             Message::Submit(pending) => {
                 let request = pending.request;
+                let prefix = pending.generating.as_ref().map(|generating| Arc::clone(&generating.prefix));
                 self.telemetry.accepted.inc();
                 core.pending.insert(request.id, *pending);
-                Event::Arrived(request)
+                prefix.map_or(Event::Arrived(request), |prefix| Event::Sequence(request, prefix))
             }
             Message::Leave(id) => Event::Left(id),
+            Message::ReaderReady(id) => Event::ReaderReady(id),
             Message::Report(report) => Event::Ended(self.take_report(core, report)),
             Message::Drain => Event::Drain,
             Message::Tick => Event::Tick,
         };
         let mut actions = std::mem::take(&mut core.actions);
+        for stalled in std::mem::take(&mut core.stalled) {
+            core.policy.on_event(self.clock.now(), Event::ReaderStalled(stalled), &mut actions);
+        }
         core.policy.on_event(self.clock.now(), event, &mut actions);
         for action in actions.drain(..) {
             self.perform(core, action);
@@ -301,50 +318,6 @@ impl Driver {
             // The one who asked may have given up waiting.
             sender.send(()).unwrap_or_default();
         }
-    }
-
-    fn run(&self, core: &mut Core, step: Step) {
-        let mut parts = Vec::with_capacity(step.requests.len());
-        let (mut common, mut accounts) = (None, SmallVec::<[(TenantId, u32); 2]>::new());
-        for id in &step.requests {
-            let pending = &core.pending[id];
-            let Work::Once { rows, .. } = pending.request.work;
-            let tenant = pending.request.tenant;
-            match accounts.iter_mut().find(|(known, _)| *known == tenant) {
-                Some((_, sum)) => *sum += rows,
-                None => accounts.push((tenant, rows)),
-            }
-            parts.push(Part { request: *id, rows: rows as usize, inputs: Arc::clone(&pending.inputs) });
-            common.get_or_insert((Arc::clone(&pending.model), Arc::clone(&pending.outputs)));
-        }
-        let (model, outputs) = common.expect("a step has at least one request");
-        let work = LaneWork { step: step.id, model: step.model, parts, outputs };
-        let refusal = match core.lanes.get(&step.lane) {
-            Some(lane) => lane.run(work).err().map(|refused| refused.reason),
-            None => Some(Refusal::Stopped),
-        };
-        if let Some(refusal) = refusal {
-            // Seen only while the node ends: a lane is given one step at a time and installs leave room. The
-            // step fails like any other.
-            let now = self.clock.now();
-            let error = EngineError::Panicked(refusal.to_string());
-            let (gathered, computed, scattered) = (now, now, now);
-            let report = LaneReport {
-                step: step.id,
-                lane: step.lane,
-                began: now,
-                gathered,
-                computed,
-                scattered,
-                core_time: Duration::ZERO,
-                result: Err(error),
-            };
-            lock(&self.inbox).push_back(Message::Report(report));
-        }
-        let mut running = core.steps.values();
-        let beside = step.beside.and_then(|id| running.find(|begun| begun.model.id == id));
-        let beside = beside.map(|begun| Arc::clone(&begun.model.spec.name));
-        core.steps.insert(step.id, Begun { model, step, beside, accounts });
     }
 
     /// Whether it was told to end.

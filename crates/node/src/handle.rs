@@ -18,7 +18,7 @@ use crate::orders::Wish;
 use crate::registry::Registry;
 use crate::telemetry::Telemetry;
 use crate::tenants::{Tenant, TenantEntry, Tenants};
-use crate::{Explanation, IndexEntry, ModelEntry, StepRecord};
+use crate::{Explanation, GenerationRequest, IndexEntry, ModelEntry, StepRecord, TokenStream};
 
 /// A request with its payload, checked against the model's spec.
 #[derive(Clone, Debug)]
@@ -92,6 +92,11 @@ impl Handle {
     /// The present, on the node's clock.
     pub fn now(&self) -> Time {
         self.clock.now()
+    }
+
+    /// Seconds since 1970, for what is stamped with a date.
+    pub fn unix_seconds(&self) -> u64 {
+        crate::clock::unix_seconds()
     }
 
     /// The model of this name and version, the highest ready version if none is given.
@@ -185,6 +190,15 @@ impl Handle {
     /// `ResourceExhausted` if more requests arrive than can even be looked at.
     pub fn submit(&self, submission: Submission) -> Result<Response, Error> {
         self.driver.submit(submission)
+    }
+
+    /// Hands a request that generates to the scheduler. A refusal may come at once or through the stream.
+    ///
+    /// # Errors
+    /// The model generates nothing, or `ResourceExhausted` if more requests arrive than can even be looked
+    /// at.
+    pub fn generate(&self, request: GenerationRequest) -> Result<TokenStream, Error> {
+        self.driver.generate(request)
     }
 
     /// Whether requests are welcome: every model was loaded or has failed, no lane is stalled, and the

@@ -6,6 +6,7 @@
 mod clock;
 mod config;
 mod driver;
+mod generation;
 mod handle;
 mod isolation;
 mod loader;
@@ -27,11 +28,15 @@ mod ticker;
 
 pub use clock::MonotonicClock;
 pub use config::{Batching, Config, Isolation, ModelSettings};
+pub use generation::{GenerationRequest, Pace, TokenStream};
 pub use handle::{Answer, Handle, Response, Submission};
 pub use measuring::measure;
 pub use node::{Node, StartError};
 pub use profiling::{ModelProfile, profile_models};
-pub use quadrant_engine::HostCommand;
+pub use quadrant_engine::{
+    ChatTemplate, Finish, Generated, Generation, Grammar, HostCommand, Language, Likely, Message, Sampling,
+    TemplateError, Tokenizer,
+};
 pub use quadrant_policy::{TenantTerms, TenantUsage};
 pub use recorder::{Explanation, Overlap, RequestRecord, StepRecord};
 pub use registry::{IndexEntry, ModelEntry, ModelState};

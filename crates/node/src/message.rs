@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use quadrant_engine::{EngineError, LaneReport};
+use quadrant_engine::{EngineError, LaneReport, Sequence};
 use quadrant_policy::{Holding, Loaded, ModelTerms, TenantTerms};
 use quadrant_types::{
-    Error, ErrorCode, HostId, ModelId, Request, RequestId, StepId, TenantId, Tensor, Time, Timing,
+    Error, ErrorCode, HostId, ModelId, PageHash, Request, RequestId, StepId, TenantId, Tensor, Time, Timing,
 };
 use tokio::sync::oneshot;
 
+use crate::generation::TokenWriter;
 use crate::{Answer, ModelEntry};
 
 /// Everything that can happen to the node. The scheduler's events, with their payloads.
@@ -26,6 +27,7 @@ pub(crate) enum Message {
     HostUp(HostId, u64),
     Submit(Box<Pending>),
     Leave(RequestId),
+    ReaderReady(RequestId),
     Report(LaneReport),
     Drain,
     Tick,
@@ -43,6 +45,16 @@ pub(crate) struct Pending {
     pub(crate) step: Option<StepId>,
     /// The outputs, once its lane has brought them.
     pub(crate) computed: Option<Vec<Tensor>>,
+    /// What there is besides if it generates.
+    pub(crate) generating: Option<Generating>,
+}
+
+/// A request that generates.
+pub(crate) struct Generating {
+    pub(crate) sequence: Arc<Sequence>,
+    pub(crate) writer: TokenWriter,
+    /// What tells the whole pages of its prompt from others.
+    pub(crate) prefix: Arc<[PageHash]>,
 }
 
 /// What a client is told of an engine's failure.

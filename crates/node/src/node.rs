@@ -164,14 +164,15 @@ pub(crate) fn engines(config: &Config) -> Result<Engines, StartError> {
     Ok(Engines { onnxruntime, clock: Arc::new(MonotonicClock::new()) })
 }
 
-/// The lanes that a discipline wants. Quadrant's: one for each core, one for all of them together, and an
-/// idle-class one for each core, on which long steps are preempted by urgent ones.
+/// The lanes that a discipline wants. Quadrant's: one for each core, one for all of them together, and the
+/// same in the idle class, on which long steps are preempted by urgent ones.
 fn lane_specs(cores: CoreSet, discipline: Discipline, models: usize) -> Vec<LaneSpec> {
     let wide = LaneSpec { id: LaneId(0), cores, class: SchedulingClass::Urgent };
     let lanes: Vec<LaneSpec> = match discipline {
         Discipline::Quadrant => {
-            let idle = single_lanes(cores).map(|lane| LaneSpec { class: SchedulingClass::Idle, ..lane });
-            single_lanes(cores).chain((cores.len() > 1).then_some(wide)).chain(idle).collect()
+            let lanes = || single_lanes(cores).chain((cores.len() > 1).then_some(wide));
+            let idle = lanes().map(|lane| LaneSpec { class: SchedulingClass::Idle, ..lane });
+            lanes().chain(idle).collect()
         }
         Discipline::Fifo => vec![wide; models.clamp(1, FIFO_LANES_MAX)],
         Discipline::Clockwork => vec![wide],

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use quadrant_engine::{
     Batching as ProbeBatching, EngineError, EngineKind, Engines, LaneSpec, Model, ModelSource,
-    PROBE_TEXT_BYTES, ProbeOptions, Profile, load, probe,
+    PROBE_TEXT_BYTES, ProbeOptions, Profile, SequenceProfile, load, probe,
 };
-use quadrant_policy::{Cost, Discipline, Holding, ModelTerms, Residency};
+use quadrant_policy::{Cost, Discipline, Holding, ModelTerms, Residency, SequenceTerms};
 use quadrant_types::{ModelSpec, TensorSpec};
 
 use crate::isolation::{HostTable, Hosted};
@@ -101,6 +101,10 @@ pub(crate) fn holding(path: &Path, profile: Option<&Profile>, settings: &ModelSe
             (guess, guess)
         }
     };
+    let pages = profile
+        .and_then(|profile| profile.sequences)
+        .map_or(0, |sequences| u64::from(pages(&sequences, settings)) * sequences.page_bytes as u64);
+    let (bytes, load_bytes) = (bytes + pages, load_bytes.max(bytes + pages));
     let residency = match settings.on_demand {
         Some(true) => Residency::OnDemand { idle_after: settings.idle_after },
         Some(false) | None => Residency::Pinned,
@@ -189,7 +193,19 @@ pub(crate) fn terms(profile: &Profile, settings: &ModelSettings, inputs: &[Tenso
         costs,
         row_bytes: row_bytes.sum(),
         unmet: settings.unmet.unwrap_or_default(),
+        sequences: profile.sequences.map(|sequences| SequenceTerms {
+            page_tokens: u32::try_from(sequences.page_tokens).unwrap_or(u32::MAX),
+            pages: pages(&sequences, settings),
+            tokens_max: u32::try_from(sequences.tokens_max).unwrap_or(u32::MAX),
+            thousand_keys: sequences.thousand_keys,
+        }),
     }
+}
+
+/// Pages of keys and values that there are room for; at least one.
+fn pages(sequences: &SequenceProfile, settings: &ModelSettings) -> u32 {
+    let pages = settings.kv_cache_bytes() / (sequences.page_bytes as u64).max(1);
+    u32::try_from(pages).unwrap_or(u32::MAX).max(1)
 }
 
 /// Names the classes of outputs: those that the configuration names, else those of the file beside the

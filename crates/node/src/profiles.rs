@@ -229,6 +229,7 @@ mod tests {
             ],
             shapes: vec![[1, 3, 224, 224][..].into(), [1][..].into()],
             reason: "it is \"best\"\nso".into(),
+            sequences: None,
             occupancy: Some(Occupancy {
                 load_time: step,
                 load_bytes: 9_000,

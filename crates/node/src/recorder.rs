@@ -103,6 +103,11 @@ impl RequestRecord {
         let wanted_by = match objective {
             Objective::BestEffort => None,
             Objective::EndBy(by) | Objective::Target { by, .. } => Some(by),
+            // Of tokens there are many times.
+            Objective::Tokens { first_by, each, .. } => {
+                let more = pending.generating.as_ref().map_or(0, |own| own.writer.count.saturating_sub(1));
+                Some(first_by + each.saturating_mul(more))
+            }
         };
         let model = Arc::clone(&pending.model.spec.name);
         let (timing, step) = (pending.timing, pending.step);

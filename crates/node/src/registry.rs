@@ -5,12 +5,14 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
+use quadrant_engine::Language;
 use quadrant_policy::ModelTerms;
 use quadrant_types::{
     DataType, Error, ErrorCode, ModelId, ModelSpec, Objective, Priority, Shape, ShapeId, Tensor, Time,
 };
 use smallvec::SmallVec;
 
+use crate::Pace;
 use crate::isolation::Hosted;
 use crate::telemetry::ModelMetrics;
 
@@ -37,6 +39,10 @@ pub struct ModelEntry {
     pub terms: ModelTerms,
     /// By when an answer is wanted, unless the request says so.
     pub latency_objective: Option<Duration>,
+    /// When tokens are wanted, unless the request says so.
+    pub pace: Pace,
+    /// What is needed to talk to it in words, if it generates.
+    pub language: Option<Arc<Language>>,
     /// How important its requests are, unless they say so.
     pub priority: Priority,
     /// Why it batches, or does not, and at which width, in words.
@@ -73,7 +79,7 @@ impl ModelEntry {
         match said {
             Objective::BestEffort => Objective::Target { by, until: Time::MAX },
             Objective::EndBy(until) if by < until => Objective::Target { by, until },
-            Objective::EndBy(_) | Objective::Target { .. } => said,
+            Objective::EndBy(_) | Objective::Target { .. } | Objective::Tokens { .. } => said,
         }
     }
 

@@ -1,7 +1,7 @@
 //! Finds the models in a folder. Three layouts, told apart by looking: Triton's
 //! (`NAME/[config.pbtxt]/VERSION/model.onnx`, of which the highest version is served), a bare file
-//! (`NAME.onnx`), and a folder as Hugging Face has it (`NAME/model.safetensors`, `config.json` beside it).
-//! What cannot be served is listed with its reason instead of being passed over.
+//! (`NAME.onnx`, `NAME.gguf`), and a folder as Hugging Face has it (`NAME/model.safetensors`, `config.json`
+//! beside it). What cannot be served is listed with its reason instead of being passed over.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,6 +18,8 @@ const LABELS_BYTES_MAX: u64 = 16 << 20;
 
 /// The weights of a model whose description lies beside them.
 const WEIGHTS: &str = "model.safetensors";
+/// A language model, in a folder of its own.
+const GGUF: &str = "model.gguf";
 /// What describes them.
 const DESCRIPTIONS: [&str; 4] =
     ["config.json", "tokenizer.json", "1_Pooling/config.json", "sentence_bert_config.json"];
@@ -102,7 +104,8 @@ impl Stamp {
 }
 
 fn bare_file(file_name: &str, path: &Path, folder: &Path) -> Found {
-    let name = file_name.strip_suffix(".emulated.toml").or_else(|| file_name.strip_suffix(".onnx"));
+    let endings = [".emulated.toml", ".onnx", ".gguf"];
+    let name = endings.into_iter().find_map(|ending| file_name.strip_suffix(ending));
     let name = name.unwrap_or(file_name).to_owned();
     let labels = existing(folder.join(format!("{name}.labels.txt")));
     let config = existing(folder.join(format!("{name}.pbtxt")));
@@ -124,9 +127,13 @@ fn in_folder(name: &str, folder: &Path) -> Found {
         }
         return found(0, Err("no version: its folder has no subfolder with a number for a name".to_owned()));
     };
-    let candidates = ["model.onnx", WEIGHTS, "model.emulated.toml"].map(|file| version_folder.join(file));
+    let candidates =
+        ["model.onnx", WEIGHTS, GGUF, "model.emulated.toml"].map(|file| version_folder.join(file));
     let Some(model) = candidates.into_iter().find(|file| file.exists()) else {
-        return found(version, Err(format!("version `{version}` has no file `model.onnx` or `{WEIGHTS}`")));
+        return found(
+            version,
+            Err(format!("version `{version}` has no file `model.onnx`, `{WEIGHTS}` or `{GGUF}`")),
+        );
     };
     let files = ModelFiles {
         model,
@@ -214,6 +221,8 @@ mod tests {
             "d/model.safetensors",
             "d/config.json",
             "e/2/model.safetensors",
+            "f.gguf",
+            "g/1/model.gguf",
             "readme.md",
             ".hidden.onnx",
         ]);
@@ -223,6 +232,8 @@ mod tests {
             ("c".to_owned(), 1, Ok("c.emulated.toml".to_owned())),
             ("d".to_owned(), 1, Ok("d/model.safetensors".to_owned())),
             ("e".to_owned(), 2, Ok("e/2/model.safetensors".to_owned())),
+            ("f".to_owned(), 1, Ok("f.gguf".to_owned())),
+            ("g".to_owned(), 1, Ok("g/1/model.gguf".to_owned())),
         ];
         assert_eq!(found, expect);
     }
@@ -231,7 +242,11 @@ mod tests {
     fn what_cannot_be_served_has_a_reason() {
         for (files, name, reason) in [
             (&["a/config.pbtxt"][..], "a", "no version"),
-            (&["b/2/model.plan"], "b", "version `2` has no file `model.onnx` or `model.safetensors`"),
+            (
+                &["b/2/model.plan"],
+                "b",
+                "version `2` has no file `model.onnx`, `model.safetensors` or `model.gguf`",
+            ),
             (&["c.onnx", "c/1/model.onnx"], "c", "two models are called `c`"),
         ] {
             let found = names(files);

@@ -53,7 +53,8 @@ impl Policy {
         let queue = self.models.get_mut(&request.model).expect("within bounds, so it is known");
         queue.account.advance(now);
         let had = queue.account.had(now);
-        let found = self.find_room(now, request, &plan, actions);
+        let found = self.keeps_pace(now, request);
+        let found = found.and_then(|()| self.find_room(now, request, &plan, actions));
         let queue = self.models.get_mut(&request.model).expect("within bounds, so it is known");
         // What no room would help is nothing that others would have to leave room for.
         let has_a_chance = plan.key.start_by() >= now;
@@ -73,13 +74,14 @@ impl Policy {
     }
 
     pub(crate) fn within_bounds(&self, request: &Request) -> Result<(), Error> {
-        let Work::Once { bytes_in, .. } = request.work;
+        let bytes_in = request.work.bytes_in();
         if self.draining {
             return Err(Error::new(ErrorCode::Unavailable, "the server is shutting down"));
         }
         let Some(queue) = self.models.get(&request.model) else {
             return Err(Error::new(ErrorCode::Unavailable, "the model is not loaded"));
         };
+        self.can_be_run(queue, &request.work)?;
         let full = |reason, what: String| {
             let wait = self.time_to_drain(queue);
             Err(Error::new(ErrorCode::ResourceExhausted, what).retry_after(wait).because(reason))
@@ -117,13 +119,18 @@ impl Policy {
 
     /// Puts a request in its place. The discipline decides what its objective means.
     pub(crate) fn plan(&self, now: Time, request: &Request) -> Plan {
+        let Work::Once { rows, shape, bytes_in } = request.work else {
+            return self.sequence_plan(now, request);
+        };
         let latest = request.arrived + self.limits.wait_max;
         let (deadline, expires) = match (request.objective, self.discipline) {
             (Objective::EndBy(time), Discipline::Fifo) => (Time::MAX, time.min(latest)),
             (Objective::Target { until, .. }, Discipline::Fifo) => (Time::MAX, until.min(latest)),
-            (Objective::BestEffort, Discipline::Fifo) => (Time::MAX, latest),
-            (Objective::BestEffort, Discipline::Clockwork) => (latest, latest),
-            (Objective::BestEffort, Discipline::Quadrant) => return self.best_effort_plan(request),
+            (Objective::BestEffort | Objective::Tokens { .. }, Discipline::Fifo) => (Time::MAX, latest),
+            (Objective::BestEffort | Objective::Tokens { .. }, Discipline::Clockwork) => (latest, latest),
+            (Objective::BestEffort | Objective::Tokens { .. }, Discipline::Quadrant) => {
+                return self.best_effort_plan(request);
+            }
             (Objective::EndBy(time), Discipline::Quadrant | Discipline::Clockwork) => {
                 (time.min(latest), time.min(latest))
             }
@@ -135,7 +142,6 @@ impl Policy {
             let key = OrderKey { easy: false, rank: request.arrived.as_nanos(), id: request.id };
             return Plan { key, deadline, expires, work: Duration::ZERO, due: deadline };
         }
-        let Work::Once { rows, shape, bytes_in } = request.work;
         let queue = &self.models[&request.model];
         let widths = match self.discipline {
             Discipline::Clockwork => &queue.terms.widths[queue.terms.widths.len() - 1..],
@@ -165,7 +171,9 @@ impl Policy {
         let key = OrderKey { easy: true, rank: u64::from(request.priority.0), id: request.id };
         let latest = request.arrived + self.limits.wait_max;
         let expires = match request.objective {
-            Objective::EndBy(time) | Objective::Target { until: time, .. } => time.min(latest),
+            Objective::EndBy(time)
+            | Objective::Target { until: time, .. }
+            | Objective::Tokens { until: time, .. } => time.min(latest),
             Objective::BestEffort => latest,
         };
         Plan { key, deadline: Time::MAX, expires, work: Duration::ZERO, due: Time::MAX }

@@ -11,6 +11,7 @@ use quadrant_types::{ModelId, ShapeId};
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
+use crate::iteration_cost::IterationCosts;
 use crate::span::{as_nanos, from_nanos, scaled};
 use crate::{Cost, ModelTerms};
 
@@ -84,6 +85,10 @@ pub(crate) struct Costs {
     bias: SmallVec<[(usize, f64); 2]>,
     /// The real time over the predicted one that is rarely exceeded.
     high: f64,
+    /// Of a model that generates; then `bytes` are the keys that its tokens attend to.
+    iterations: Option<IterationCosts>,
+    /// Iterations that were seen.
+    iterations_seen: u32,
 }
 
 impl Costs {
@@ -95,6 +100,8 @@ impl Costs {
             learnt: FxHashMap::default(),
             bias: terms.widths.iter().map(|width| (*width, 1.0)).collect(),
             high: HIGH_RATIO.1,
+            iterations: IterationCosts::new(terms),
+            iterations_seen: 0,
         }
     }
 
@@ -105,6 +112,9 @@ impl Costs {
 
     /// The same on cores that are so many times slower than usually.
     pub(crate) fn predict_at(&self, kind: Kind, bytes: u64, slowdown: f64) -> Duration {
+        if let Some(iterations) = &self.iterations {
+            return scaled(iterations.predict(kind.width, kind.rows, bytes), slowdown);
+        }
         let known = self.learnt.get(&kind).or_else(|| {
             let usual = Kind { beside: Beside::Usual, ..kind };
             self.learnt.get(&usual).filter(|learnt| learnt.seen >= SETTLING)
@@ -113,6 +123,18 @@ impl Costs {
             Some(learnt) => from_nanos(learnt.nanos * slowdown),
             None => from_nanos(self.extrapolated(kind, bytes) * self.bias(kind.width) * slowdown),
         }
+    }
+
+    /// The most tokens that an iteration has time for beside others; see [`IterationCosts::fitting`].
+    pub(crate) fn fitting(
+        &self,
+        time: (usize, Duration),
+        before: (u32, u64),
+        each: u64,
+        tokens_max: u32,
+    ) -> u32 {
+        let iterations = self.iterations.as_ref();
+        iterations.map_or(0, |iterations| iterations.fitting(time, before, each, tokens_max))
     }
 
     /// A time that such a step rarely exceeds.
@@ -137,15 +159,20 @@ impl Costs {
     ) -> Option<Usual> {
         let ratio = as_nanos(actual).max(1.0) / as_nanos(predicted).max(1.0);
         let actual = (as_nanos(actual) / slowdown).max(1.0);
+        if let Some(iterations) = &mut self.iterations {
+            self.iterations_seen = self.iterations_seen.saturating_add(1);
+            let nanos = iterations.learn(kind.width, kind.rows, bytes, actual);
+            let usual = Usual { nanos, scatter: self.high - 1.0 };
+            self.note_ratio(ratio);
+            return (self.iterations_seen > SETTLING).then_some(usual);
+        }
         let settled = self.learnt.get(&kind).filter(|learnt| learnt.seen >= SETTLING);
         let usual = settled.map(|learnt| Usual { nanos: learnt.nanos, scatter: self.high - 1.0 });
         let scaled = self.extrapolated(kind, bytes).max(1.0);
         if let Some((_, bias)) = self.bias.iter_mut().find(|(width, _)| *width == kind.width) {
             nudge(bias, actual / scaled);
         }
-        // Stochastic approximation of a quantile (Robbins and Monro, 1951).
-        let up = if ratio > self.high { HIGH_QUANTILE } else { HIGH_QUANTILE - 1.0 };
-        self.high = (self.high + HIGH_STEP * up).clamp(HIGH_RATIO.0, HIGH_RATIO.2);
+        self.note_ratio(ratio);
         for kind in [kind, Kind { beside: Beside::Usual, ..kind }] {
             if let Some(learnt) = self.learnt.get_mut(&kind) {
                 learnt.update(actual);
@@ -157,6 +184,12 @@ impl Costs {
             self.learnt.insert(kind, Learnt { nanos, seen: 1 });
         }
         usual
+    }
+
+    /// Stochastic approximation of a quantile (Robbins and Monro, 1951).
+    fn note_ratio(&mut self, ratio: f64) {
+        let up = if ratio > self.high { HIGH_QUANTILE } else { HIGH_QUANTILE - 1.0 };
+        self.high = (self.high + HIGH_STEP * up).clamp(HIGH_RATIO.0, HIGH_RATIO.2);
     }
 
     /// Forgets kinds that were hardly seen, or else everything: what comes now is worth more than what came
@@ -172,6 +205,9 @@ impl Costs {
 
     /// The measured times as they turned out to be.
     pub(crate) fn corrected(&self) -> Vec<Cost> {
+        if let Some(iterations) = &self.iterations {
+            return iterations.corrected(&self.measured);
+        }
         let corrected = |cost: &Cost| {
             let time = scaled(cost.time, self.bias(cost.width));
             Cost { time, ..*cost }
@@ -244,6 +280,7 @@ mod tests {
             ],
             row_bytes: 100,
             unmet: Unmet::Refuse,
+            sequences: None,
         })
     }
 

@@ -6,6 +6,7 @@
 mod clockwork;
 mod easy;
 mod fifo;
+mod iterations;
 mod quadrant;
 mod slots;
 
@@ -73,6 +74,10 @@ impl Policy {
     fn is_hopeless(&self, now: Time, model: ModelId, key: OrderKey, widths: &[usize]) -> bool {
         let queue = &self.models[&model];
         let waiting = &queue.waiting[&key];
+        if self.sequences.get(&key.id).is_some_and(|sequence| sequence.generated > 0) {
+            // A token that is late is of use all the same.
+            return false;
+        }
         let slowdown = self.slowdown.least(now);
         let predicted = |width: usize| {
             let kind = Kind { shape: waiting.shape, rows: waiting.rows, width, beside: Beside::Usual };
@@ -88,9 +93,22 @@ impl Policy {
 
     /// The batch from this request on, on cores of the least width that its model has, beside whatever runs.
     fn narrow_batch(&self, now: Time, model: ModelId, key: OrderKey, cores: CoreSet) -> Candidate {
-        let queue = &self.models[&model];
         let setting = self.setting(now, cores, self.beside(cores));
-        queue.batch_from(key, now, Setting { width: queue.terms.widths[0], ..setting })
+        self.batch(now, model, key, Setting { width: self.models[&model].terms.widths[0], ..setting })
+    }
+
+    /// The batch from this request on, or the iteration, which may be empty.
+    fn batch(&self, now: Time, model: ModelId, key: OrderKey, setting: Setting) -> Candidate {
+        let queue = &self.models[&model];
+        match queue.terms.sequences {
+            Some(_) => self.iteration(now, model, key, setting),
+            None => queue.batch_from(key, now, setting),
+        }
+    }
+
+    /// Whether a step of it runs already, where there may be no more than one.
+    fn has_its_step(&self, model: ModelId) -> bool {
+        self.models[&model].terms.sequences.is_some() && self.running.iter().any(|step| step.model == model)
     }
 
     fn give_up_late(&mut self, now: Time, id: RequestId, actions: &mut Vec<Action>) {
@@ -110,11 +128,20 @@ impl Policy {
         self.next_step += 1;
         self.load.note_step(self.running.is_empty() && self.queued == batch.requests.len());
         let share = batch.predicted / batch.kind.rows.max(1);
-        for request in &batch.requests {
+        batch.victims.iter().for_each(|victim| self.preempt_sequence(now, *victim));
+        // What is known is shared before anybody takes a page, which might be the one.
+        for (request, place) in batch.requests.iter().zip(&batch.places) {
+            self.share_known(model, *request, *place);
+        }
+        let mut slices = Vec::new();
+        for (request, rows) in batch.requests.iter().zip(&batch.parts) {
             self.dequeue(*request, Some(id));
-            if batch.easy() {
-                let live = &self.live[request];
-                self.shares.charge(live.request.tenant, share.saturating_mul(live.request.work.rows()));
+            let live = &self.live[request];
+            if live.plan.key.easy {
+                self.shares.charge(live.request.tenant, share.saturating_mul(*rows));
+            }
+            if self.sequences.contains_key(request) {
+                slices.push(self.cut_slice(model, *request, *rows));
             }
         }
         let beside = self.neighbour_of(lane.cores);
@@ -128,6 +155,7 @@ impl Policy {
             model,
             lane,
             requests: batch.requests.clone(),
+            parts: batch.parts.clone(),
             kind: batch.kind,
             bytes: batch.bytes,
             predicted: batch.predicted,
@@ -155,6 +183,7 @@ impl Policy {
             model,
             lane: lane.id,
             requests: batch.requests,
+            slices,
             rows: batch.kind.rows,
             predicted: batch.predicted,
             beside,

@@ -1,119 +1,16 @@
 //! The scheduler's whole vocabulary: all that can happen to it, and all that it can ask for.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use quadrant_types::{
-    CoreSet, Ending, Error, HostId, LaneId, ModelId, Priority, Request, RequestId, SchedulingClass, StepId,
-    TenantId, Time,
+    CoreSet, Ending, Error, HostId, LaneId, ModelId, PageHash, PageId, Priority, Request, RequestId,
+    SchedulingClass, StepId, TenantId, Time,
 };
 use smallvec::SmallVec;
 
 /// The requests of one step; a handful stays off the heap.
 pub type Requests = SmallVec<[RequestId; 8]>;
-
-/// How requests are put in order and given lanes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Discipline {
-    /// Quadrant's own: by latest start across all models, several steps side by side, long ones preempted
-    /// by short urgent ones, what cannot be in time refused on arrival.
-    #[default]
-    Quadrant,
-    /// What the usual servers do: each model batches by itself, first come first served, all models at
-    /// once; objectives play no part.
-    Fifo,
-    /// One step at a time on all cores, profiled, by strict deadlines (Gujarati et al., OSDI 2020).
-    Clockwork,
-}
-
-impl Discipline {
-    /// Every discipline.
-    pub const ALL: [Self; 3] = [Self::Quadrant, Self::Fifo, Self::Clockwork];
-
-    /// Its name in the configuration.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Quadrant => "quadrant",
-            Self::Fifo => "fifo",
-            Self::Clockwork => "clockwork",
-        }
-    }
-}
-
-/// Bounds that hold for the whole domain. Reaching one is a normal answer, never a panic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Requests waiting, over all models.
-    pub queued_requests_max: usize,
-    /// Bytes of inputs waiting or running, over all models.
-    pub bytes_in_max: u64,
-    /// The longest that any request waits, objective or not.
-    pub wait_max: Duration,
-    /// A step that runs this many times its prediction marks its lane as stalled,
-    pub stall_factor: u32,
-    /// but never before this time, so that noise on a short step does not count.
-    pub stall_floor: Duration,
-    /// The share of all core time that best-effort work gets while it waits, in thousandths.
-    pub best_effort_floor_permille: u32,
-    /// The memory of the device.
-    pub memory: MemoryBudget,
-    /// Which models make room.
-    pub eviction: Eviction,
-    /// Models that are loaded at the same time, at least 1.
-    pub loads_max: usize,
-}
-
-/// Which models make room for others.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Eviction {
-    /// Those that would be missed least for their bytes.
-    #[default]
-    Worth,
-    /// Those used longest ago, to compare with.
-    Lru,
-}
-
-impl Eviction {
-    /// Every one.
-    pub const ALL: [Self; 2] = [Self::Worth, Self::Lru];
-
-    /// Its name in the configuration.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Worth => "worth",
-            Self::Lru => "lru",
-        }
-    }
-}
-
-/// The bytes that there are for models and requests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MemoryBudget {
-    /// Of the whole process.
-    pub bytes: u64,
-    /// What the process has before any model, which is never free.
-    pub process_bytes: u64,
-}
-
-impl MemoryBudget {
-    /// More than any machine has.
-    pub const UNLIMITED: Self = Self { bytes: u64::MAX, process_bytes: 0 };
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            queued_requests_max: 16_384,
-            bytes_in_max: 1 << 30,
-            wait_max: Duration::from_mins(1),
-            stall_factor: 10,
-            stall_floor: Duration::from_secs(1),
-            best_effort_floor_permille: 50,
-            memory: MemoryBudget::UNLIMITED,
-            eviction: Eviction::Worth,
-            loads_max: 1,
-        }
-    }
-}
 
 /// A lane as the scheduler sees it. Lanes may overlap: of two in one class that share a core only one runs
 /// at a time; an urgent one preempts an idle one.
@@ -169,6 +66,46 @@ pub struct ModelTerms {
     pub row_bytes: u64,
     /// What becomes of a request whose deadline cannot be met.
     pub unmet: Unmet,
+    /// What its sequences take, if it generates. Then rows are tokens: of a step of one model there is one at
+    /// a time, with some tokens of some sequences.
+    pub sequences: Option<SequenceTerms>,
+}
+
+impl Default for ModelTerms {
+    /// Of a model of which nothing is known: it runs alone, on one core.
+    fn default() -> Self {
+        Self {
+            rows_max: 1,
+            widths: vec![1],
+            lane: None,
+            queue_max: 1_024,
+            delay_max: Duration::ZERO,
+            costs: vec![Cost { rows: 1, width: 1, beside: false, time: Duration::from_secs(1) }],
+            row_bytes: 1,
+            unmet: Unmet::Refuse,
+            sequences: None,
+        }
+    }
+}
+
+/// What the sequences of a model take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SequenceTerms {
+    /// Tokens of a page of keys and values, at least 1.
+    pub page_tokens: u32,
+    /// Pages that there are.
+    pub pages: u32,
+    /// Tokens of the longest sequence that the model was made for.
+    pub tokens_max: u32,
+    /// What a thousand keys that tokens attend to add to a step on one core.
+    pub thousand_keys: Duration,
+}
+
+impl SequenceTerms {
+    /// Tokens of the longest sequence that there are pages for.
+    pub fn longest(&self) -> u32 {
+        self.tokens_max.min(self.pages.saturating_mul(self.page_tokens))
+    }
 }
 
 /// Whether a model stays in memory.
@@ -285,6 +222,12 @@ pub enum Event {
     HostUp(HostId, u64),
     /// A request came.
     Arrived(Request),
+    /// A request came that generates, with what tells the whole pages of its prompt from others.
+    Sequence(Request, Arc<[PageHash]>),
+    /// Whoever reads the tokens of a request that generates does not keep up.
+    ReaderStalled(RequestId),
+    /// He is ready for more.
+    ReaderReady(RequestId),
     /// Nobody waits for this request any more.
     Left(RequestId),
     /// A step ended on its lane.
@@ -315,6 +258,8 @@ pub struct StepReport {
 pub enum StepOutcome {
     /// Every request of it has its answer.
     Completed,
+    /// Every sequence of it has its tokens; these have all that they will have.
+    Iterated(Requests),
     /// None has.
     Failed(Error),
     /// The process that it ran in is gone.
@@ -364,10 +309,23 @@ pub struct Step {
     pub lane: LaneId,
     /// Whose rows, in order.
     pub requests: Requests,
+    /// What is computed of each of them, if they are sequences; otherwise empty.
+    pub slices: Vec<Slice>,
     /// The sum of their rows.
     pub rows: u32,
     /// How long it should take, undisturbed by more urgent steps on its core.
     pub predicted: Duration,
     /// The model that runs on other cores as it begins.
     pub beside: Option<ModelId>,
+}
+
+/// Tokens of a sequence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slice {
+    /// The first one's place in the sequence. What comes before it is in the pages.
+    pub from: u32,
+    /// How many. If they are all that the sequence has, the next one is chosen.
+    pub tokens: u32,
+    /// The pages of the sequence, in order.
+    pub pages: Vec<PageId>,
 }

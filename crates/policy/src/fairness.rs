@@ -87,6 +87,11 @@ impl Account {
         self.asked.per_second(now)
     }
 
+    /// What it takes of late, as a share of the whole device.
+    pub(crate) fn takes(&self, now: Time) -> f64 {
+        self.admitted.per_second(now)
+    }
+
     pub(crate) fn had(&self, now: Time) -> Had {
         let (work, offered) = (self.admitted.get(now), self.offered.get(now));
         Had { work, share: if offered > 0.0 { (work / offered).min(1.0) } else { 1.0 } }

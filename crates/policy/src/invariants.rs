@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use quadrant_types::{CoreSet, SchedulingClass, Work};
+use quadrant_types::{CoreSet, SchedulingClass};
 
 use crate::residency::Stage;
 use crate::{Discipline, Policy};
@@ -15,7 +15,7 @@ impl Policy {
     /// The name of the first invariant that does not hold, if any. Costs time in proportion to what is
     /// live, so production asks only now and then.
     pub fn violated_invariant(&self) -> Option<&'static str> {
-        let checks: [Check; 12] = [
+        let checks: [Check; 13] = [
             (
                 "every live request waits in exactly one queue or runs in exactly one step",
                 Self::each_in_one_place,
@@ -33,6 +33,7 @@ impl Policy {
                 Self::memory_is_sound,
             ),
             ("what a tenant holds is the sum of what its requests hold", Self::quotas_match),
+            ("pages are with the sequences that have them", Self::pages_are_sound),
             ("no tenant has more requests at once than it may", Self::quotas_hold),
         ];
         checks.into_iter().find(|(_, holds)| !holds(self)).map(|(name, _)| name)
@@ -48,9 +49,10 @@ impl Policy {
             match live.step {
                 None => {
                     let aside = self.hosts.is_aside(live.request.model, *id);
+                    let paused = self.is_paused(*id) && !parked;
                     parked == live.parked
                         && aside == live.aside
-                        && [queued, parked, aside].into_iter().filter(|place| *place).count() == 1
+                        && [queued, parked, aside, paused].into_iter().filter(|place| *place).count() == 1
                 }
                 Some(step) => !queued && !parked && steps.contains(&step),
             }
@@ -81,7 +83,9 @@ impl Policy {
         let quadrant = self.discipline == Discipline::Quadrant;
         let urgent = self.models.values().flat_map(|queue| queue.waiting.keys()).filter(|key| !key.easy);
         let ranked: BTreeSet<_> = self.ranked.iter().map(|(_, key)| *key).collect();
-        let waits = |live: &crate::live::Live| live.waits() && !live.plan.key.easy;
+        let waits = |live: &crate::live::Live| {
+            live.waits() && !live.plan.key.easy && !self.is_paused(live.request.id)
+        };
         let running = self.running.iter().filter(|step| step.booking.is_some()).count();
         let rows = |queue: &crate::queue::ModelQueue| {
             let urgent = queue.waiting.iter().filter(|(key, _)| !key.easy);
@@ -94,7 +98,8 @@ impl Policy {
     }
 
     fn shares_match(&self) -> bool {
-        let easy = self.live.values().filter(|live| live.waits() && live.plan.key.easy).count();
+        let easy = self.live.values().filter(|live| live.waits() && live.plan.key.easy);
+        let easy = easy.filter(|live| !self.is_paused(live.request.id)).count();
         self.shares.len() == easy && self.shares.iter().count() == easy
     }
 
@@ -106,14 +111,7 @@ impl Policy {
     fn sums_match(&self) -> bool {
         let waiting: usize = self.models.values().map(|queue| queue.waiting.len()).sum();
         let queued = waiting + self.memory.iter().map(|(_, held)| held.parked.len()).sum::<usize>();
-        let bytes: u64 = self
-            .live
-            .values()
-            .map(|live| {
-                let Work::Once { bytes_in, .. } = live.request.work;
-                bytes_in
-            })
-            .sum();
+        let bytes: u64 = self.live.values().map(|live| live.request.work.bytes_in()).sum();
         queued == self.queued && bytes == self.bytes_in
     }
 

@@ -20,24 +20,31 @@ mod fairness;
 mod floor;
 mod hosts;
 mod invariants;
+mod iteration;
+mod iteration_cost;
 mod lately;
 mod ledger;
+mod limits;
 mod live;
 mod load;
 mod loads;
+mod pages;
 mod policy;
 mod queue;
 mod quota;
 mod residency;
 mod running;
+mod sequences;
 mod shares;
 mod slowdown;
 mod span;
+mod waiting;
 
 pub use event::{
-    Action, Cost, Discipline, Event, Eviction, Holding, LaneShape, Limits, Loaded, Lost, MemoryBudget,
-    ModelTerms, RequestRate, Requests, Residency, Step, StepOutcome, StepReport, TenantTerms, Unmet,
+    Action, Cost, Event, Holding, LaneShape, Loaded, Lost, ModelTerms, RequestRate, Requests, Residency,
+    SequenceTerms, Slice, Step, StepOutcome, StepReport, TenantTerms, Unmet,
 };
 pub use ledger::{Ledger, Purpose};
+pub use limits::{Discipline, Eviction, Limits, MemoryBudget};
 pub use policy::Policy;
 pub use quota::TenantUsage;

@@ -8,11 +8,12 @@
 
 use std::time::Duration;
 
-use quadrant_types::{Ending, Error, ErrorCode, ModelId, Reason, Request, RequestId, Time, Work};
+use quadrant_types::{Ending, Error, ErrorCode, ModelId, Reason, Request, RequestId, Time};
 
 use crate::admission::{expired, unloaded, unmeetable};
 use crate::ledger::Purpose;
 use crate::live::Live;
+use crate::pages::Pages;
 use crate::queue::ModelQueue;
 use crate::residency::{CRAMPED_PATIENCE, Call, Held, Stage};
 use crate::{Action, Discipline, Holding, Loaded, ModelTerms, Policy};
@@ -104,12 +105,11 @@ impl Policy {
     pub(crate) fn arrived_for_absent(&mut self, now: Time, request: Request, actions: &mut Vec<Action>) {
         let plan = self.best_effort_plan(&request);
         if let Err(error) = self.may_park(now, &request, plan.expires) {
-            return actions.push(Action::End(request.id, Ending::Failed(error)));
+            return self.refuse(request.id, error, actions);
         }
-        let Work::Once { bytes_in, .. } = request.work;
         self.live.insert(request.id, Live { parked: true, ..Live::new(request, plan) });
         self.expiries.insert((plan.expires, request.id));
-        self.bytes_in += bytes_in;
+        self.bytes_in += request.work.bytes_in();
         self.queued += 1;
         self.take_quota(now, &request);
         self.memory.change(request.model, |held| held.parked.insert(request.id));
@@ -198,6 +198,10 @@ impl Policy {
     fn loaded(&mut self, now: Time, model: ModelId, loaded: Loaded, actions: &mut Vec<Action>) {
         let Loaded { terms, bytes, took } = loaded;
         self.take_terms(model, terms);
+        if let Some(queue) = self.models.get_mut(&model) {
+            // What was in its pages went with it.
+            queue.pages = queue.terms.sequences.map(|sequences| Pages::new(sequences.pages));
+        }
         self.memory.ledger.reserve_up_to(Purpose::Model(model), bytes);
         let parked = self.memory.change(model, |held| {
             held.stage = Stage::Resident;
@@ -262,6 +266,10 @@ impl Policy {
         self.models.get(&model).is_none_or(|queue| queue.waiting.is_empty())
             && self.aside(model) == 0
             && self.running.iter().all(|step| step.model != model)
+            && !self
+                .sequences
+                .keys()
+                .any(|id| self.live.get(id).is_some_and(|live| live.request.model == model))
     }
 
     fn unload(&mut self, model: ModelId, actions: &mut Vec<Action>) {

@@ -3,9 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use quadrant_types::{
-    CoreSet, Ending, Error, ErrorCode, ModelId, Priority, Request, RequestId, StepId, Time, Work,
-};
+use quadrant_types::{CoreSet, Ending, Error, ErrorCode, ModelId, Priority, Request, RequestId, Time};
 use rustc_hash::FxHashMap;
 
 use crate::admission::{Plan, expired, unloaded};
@@ -17,10 +15,11 @@ use crate::hosts::Hosts;
 use crate::ledger::Ledger;
 use crate::live::Live;
 use crate::load::Load;
-use crate::queue::{ModelQueue, OrderKey, Waiting};
+use crate::queue::{ModelQueue, OrderKey};
 use crate::quota::Quotas;
 use crate::residency::Memory;
 use crate::running::Running;
+use crate::sequences::Sequence;
 use crate::shares::Shares;
 use crate::slowdown::Slowdown;
 use crate::{Action, Cost, Discipline, Event, LaneShape, Limits, ModelTerms, StepOutcome, StepReport, Unmet};
@@ -37,6 +36,10 @@ pub struct Policy {
     pub(crate) per_core: f64,
     pub(crate) models: BTreeMap<ModelId, ModelQueue>,
     pub(crate) live: FxHashMap<RequestId, Live>,
+    /// What is kept besides of live requests that generate.
+    pub(crate) sequences: FxHashMap<RequestId, Sequence>,
+    /// How often a sequence had to give its pages back.
+    pub(crate) sequences_preempted: u64,
     /// As many as lanes at most, in the order in which they began.
     pub(crate) running: Vec<Running>,
     /// The first waiting request with a deadline of every model, so that the next step is found without a
@@ -92,6 +95,8 @@ impl Policy {
             per_core: 1.0 / (cores.len() as f64 * floor.rest()),
             models: BTreeMap::new(),
             live: FxHashMap::default(),
+            sequences: FxHashMap::default(),
+            sequences_preempted: 0,
             running: Vec::new(),
             heads: BTreeSet::new(),
             ranked: BTreeSet::new(),
@@ -139,8 +144,14 @@ impl Policy {
             Event::HostDown(host, back_at) => self.host_down(now, host, back_at, actions),
             Event::HostUp(host, generation) => self.host_up(host, generation),
             Event::Arrived(request) => self.arrived(now, request, actions),
+            Event::Sequence(request, prefix) => {
+                self.sequences.insert(request.id, Sequence::new(request.work.rows(), prefix));
+                self.arrived(now, request, actions);
+            }
+            Event::ReaderStalled(request) => self.reader_stalled(request),
+            Event::ReaderReady(request) => self.reader_ready(now, request),
             Event::Left(request) => self.left(request, actions),
-            Event::Ended(report) => self.ended(now, report, actions),
+            Event::Ended(report) => self.ended(now, &report, actions),
             Event::Drain => self.drain(),
             Event::Tick => {}
         }
@@ -207,13 +218,18 @@ impl Policy {
         }
         match self.admit(now, &request, actions) {
             Ok(plan) => {
-                let Work::Once { bytes_in, .. } = request.work;
-                self.bytes_in += bytes_in;
+                self.bytes_in += request.work.bytes_in();
                 self.take_quota(now, &request);
                 self.let_in(now, request, plan);
             }
-            Err(error) => actions.push(Action::End(request.id, Ending::Failed(error))),
+            Err(error) => self.refuse(request.id, error, actions),
         }
+    }
+
+    /// A request ends that was never live.
+    pub(crate) fn refuse(&mut self, id: RequestId, error: Error, actions: &mut Vec<Action>) {
+        self.sequences.remove(&id);
+        actions.push(Action::End(id, Ending::Failed(error)));
     }
 
     /// Makes a request live, and wait.
@@ -226,59 +242,6 @@ impl Policy {
         assert!(replaced.is_none(), "request ids are never reused");
         self.expiries.insert((plan.expires, request.id));
         self.wait(request.model, request.id, false);
-    }
-
-    /// Makes a live request wait.
-    pub(crate) fn enqueue(&mut self, id: RequestId, alone: bool) {
-        let live = self.live.get_mut(&id).expect("only live requests wait");
-        let Live { request, plan, .. } = *live;
-        let Work::Once { rows, shape, bytes_in } = request.work;
-        let deadline = plan.deadline;
-        let waiting = Waiting { arrived: request.arrived, deadline, rows, shape, bytes_in, alone };
-        if plan.key.easy {
-            self.shares.add(request.tenant, request.priority, id);
-        } else if self.discipline == Discipline::Quadrant {
-            live.booking = Some(self.demand.book(plan.due, plan.work));
-            self.ranked.insert((request.priority, plan.key));
-        }
-        self.change_queue(request.model, |queue| queue.insert(plan.key, waiting));
-        self.queued += 1;
-    }
-
-    /// Makes a waiting request wait no more. It is in this step now, or in none.
-    pub(crate) fn dequeue(&mut self, id: RequestId, step: Option<StepId>) {
-        let live = self.live.get_mut(&id).expect("waiting requests are live");
-        let waited = *live;
-        (live.booking, live.step) = (None, step);
-        self.take_from_queue(&waited);
-    }
-
-    fn take_from_queue(&mut self, waited: &Live) {
-        let Live { request, plan, booking, .. } = *waited;
-        if plan.key.easy {
-            self.shares.remove(request.tenant, request.priority, request.id);
-        } else if let Some(booking) = booking {
-            self.demand.release(booking);
-            self.ranked.remove(&(request.priority, plan.key));
-        }
-        self.change_queue(request.model, |queue| queue.remove(&plan.key));
-        self.queued -= 1;
-    }
-
-    /// Changes a queue and keeps the order of the heads in step with it.
-    fn change_queue(&mut self, model: ModelId, change: impl FnOnce(&mut ModelQueue)) {
-        let queue = self.models.get_mut(&model).expect("a live request's model is known");
-        let before = queue.head();
-        change(queue);
-        let after = queue.head();
-        if before != after {
-            if let Some(key) = before {
-                self.heads.remove(&(key, model));
-            }
-            if let Some(key) = after {
-                self.heads.insert((key, model));
-            }
-        }
     }
 
     fn left(&mut self, id: RequestId, actions: &mut Vec<Action>) {
@@ -326,18 +289,19 @@ impl Policy {
         let live = self.live.remove(&id).expect("only live requests end");
         if live.parked {
             self.unpark(live.request.model, id);
-        } else if live.waits() {
+        } else if live.waits() && !self.is_paused(id) {
             self.take_from_queue(&live);
         }
         self.forget_hosted(id, live.request.model);
-        let Work::Once { bytes_in, .. } = live.request.work;
+        self.leave_pages(live.request.model, id);
+        self.sequences.remove(&id);
         self.expiries.remove(&(live.plan.expires, id));
-        self.bytes_in -= bytes_in;
+        self.bytes_in -= live.request.work.bytes_in();
         self.quotas.ended(id, live.step.is_some(), self.cores.len());
         actions.push(Action::End(id, ending));
     }
 
-    fn ended(&mut self, now: Time, report: StepReport, actions: &mut Vec<Action>) {
+    fn ended(&mut self, now: Time, report: &StepReport, actions: &mut Vec<Action>) {
         let index = self.running.iter().position(|step| step.id == report.step);
         let Some(step) = index.map(|index| self.running.remove(index)) else { return };
         if let Some(booking) = step.booking {
@@ -350,9 +314,9 @@ impl Policy {
             let charged = step.progress * u32::try_from(step.lane.cores.len()).unwrap_or(1);
             self.floor.correct(charged, report.core_time);
         }
-        match report.outcome {
+        match &report.outcome {
             StepOutcome::Completed => {
-                self.learn(now, &step, &report);
+                self.learn(now, &step, report);
                 for id in &step.requests {
                     let Some(live) = self.live.get(id) else { continue };
                     if now > live.plan.deadline {
@@ -361,7 +325,11 @@ impl Policy {
                     self.end(*id, Ending::Completed, actions);
                 }
             }
-            StepOutcome::Lost(lost) => self.lost(&step, &lost, actions),
+            StepOutcome::Iterated(over) => {
+                self.learn(now, &step, report);
+                self.iterated(now, &step, over, actions);
+            }
+            StepOutcome::Lost(lost) => self.lost(&step, lost, actions),
             StepOutcome::Failed(error) => self.failed(&step, error, actions),
         }
         self.settle_quotas(now, &step, report.core_time);
@@ -370,9 +338,9 @@ impl Policy {
 
     /// A step has failed. One of its requests may be to blame, and the others should not pay for it: each
     /// runs by itself, once, if their model is still there.
-    fn failed(&mut self, step: &Running, error: Error, actions: &mut Vec<Action>) {
+    fn failed(&mut self, step: &Running, error: &Error, actions: &mut Vec<Action>) {
         let error = match (step.requests.len() > 1, self.models.contains_key(&step.model)) {
-            (false, _) => Some(error),
+            (false, _) => Some(error.clone()),
             (true, false) => Some(unloaded()),
             (true, true) => None,
         };

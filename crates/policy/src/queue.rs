@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use quadrant_types::{LaneId, RequestId, ShapeId, Time};
+use quadrant_types::{LaneId, Priority, RequestId, ShapeId, Time};
+use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
 use crate::cost::{Costs, Kind, Setting};
 use crate::doubt::Doubt;
 use crate::fairness::Account;
+use crate::pages::{Content, Pages};
 use crate::span::scaled;
 use crate::{Discipline, ModelTerms, Requests};
 
@@ -49,7 +51,12 @@ pub(crate) struct Waiting {
     pub(crate) bytes_in: u64,
     /// It was in a batch that failed, and is to be tried by itself.
     pub(crate) alone: bool,
+    /// How important it is, if it is a sequence that has begun.
+    pub(crate) begun: Option<Priority>,
 }
+
+/// Rows of each request of a step, in their order.
+pub(crate) type Parts = SmallVec<[u32; 8]>;
 
 /// One model as the scheduler holds it.
 #[derive(Clone, Debug)]
@@ -66,6 +73,12 @@ pub(crate) struct ModelQueue {
     pub(crate) account: Account,
     /// Whether what is known of its steps is still true.
     pub(crate) doubt: Doubt,
+    /// Where the keys and values of its sequences are, if it generates.
+    pub(crate) pages: Option<Pages>,
+    /// Waiting sequences that have begun: the more important first, then who came first.
+    pub(crate) begun: BTreeMap<(Priority, RequestId), OrderKey>,
+    /// What is being computed of prompts that begin like others, and for whom.
+    pub(crate) coming: FxHashMap<Content, RequestId>,
 }
 
 /// A batch that could run now.
@@ -74,7 +87,14 @@ pub(crate) struct Candidate {
     /// The place of its first request in the order.
     pub(crate) first: OrderKey,
     pub(crate) requests: Requests,
+    /// Rows of each of them.
+    pub(crate) parts: Parts,
+    /// Where in its sequence each of these begins, if they are tokens; otherwise empty.
+    pub(crate) places: Parts,
+    /// Sequences that make room for it.
+    pub(crate) victims: Requests,
     pub(crate) kind: Kind,
+    /// Of the inputs; of an iteration, the keys that its tokens attend to.
     pub(crate) bytes: u64,
     pub(crate) predicted: Duration,
     /// How many times longer than usually that is.
@@ -101,6 +121,7 @@ impl ModelQueue {
         assert!(!terms.widths.is_empty(), "a model has at least one width");
         Self {
             costs: Costs::new(&terms),
+            pages: terms.sequences.map(|sequences| Pages::new(sequences.pages)),
             terms,
             discipline,
             doubt: Doubt::default(),
@@ -108,12 +129,17 @@ impl ModelQueue {
             urgent_rows: 0,
             warm: SmallVec::new(),
             account: Account::default(),
+            begun: BTreeMap::new(),
+            coming: FxHashMap::default(),
         }
     }
 
     pub(crate) fn insert(&mut self, key: OrderKey, waiting: Waiting) {
         if !key.easy {
             self.urgent_rows = self.urgent_rows.saturating_add(waiting.rows);
+        }
+        if let Some(priority) = waiting.begun {
+            self.begun.insert((priority, key.id), key);
         }
         self.waiting.insert(key, waiting);
     }
@@ -122,6 +148,9 @@ impl ModelQueue {
         let waiting = self.waiting.remove(key).expect("what is removed waits");
         if !key.easy {
             self.urgent_rows = self.urgent_rows.saturating_sub(waiting.rows);
+        }
+        if let Some(priority) = waiting.begun {
+            self.begun.remove(&(priority, key.id));
         }
     }
 
@@ -140,6 +169,9 @@ impl ModelQueue {
         let mut batch = Candidate {
             first: head_key,
             requests: Requests::new(),
+            parts: Parts::new(),
+            places: Parts::new(),
+            victims: Requests::new(),
             kind: kind(head.rows),
             bytes: head.bytes_in,
             predicted: predict(kind(head.rows), head.bytes_in),
@@ -148,6 +180,7 @@ impl ModelQueue {
             ripe_at: Time::ZERO,
         };
         batch.requests.push(head_key.id);
+        batch.parts.push(head.rows);
         let (mut oldest, mut start_by) = (head.arrived, head_key.start_by());
         // Whether others of its shape wait that did not fit: there is nothing more to wait for.
         let mut more = head.alone || batch.kind.rows >= self.terms.rows_max;
@@ -183,6 +216,7 @@ impl ModelQueue {
                 continue;
             }
             batch.requests.push(key.id);
+            batch.parts.push(waiting.rows);
             (batch.kind, batch.bytes) = (larger, bytes);
             (batch.predicted, batch.deadline) = (predicted, deadline);
             oldest = oldest.min(waiting.arrived);
@@ -274,13 +308,16 @@ mod tests {
                 .to_vec(),
             row_bytes: 1,
             unmet: Unmet::Refuse,
+            sequences: None,
         };
         let mut queue = ModelQueue::new(terms, Discipline::Quadrant);
         for (index, (deadline, rows, shape)) in requests.iter().enumerate() {
             let rank = (deadline * MS).saturating_sub(2 * MS);
             let key = OrderKey { easy: false, rank, id: RequestId(index as u64) };
             let (rows, shape, deadline) = (*rows, ShapeId(*shape), Time::from_nanos(deadline * MS));
-            let waiting = Waiting { arrived: Time::ZERO, deadline, rows, shape, bytes_in: 1, alone: false };
+            let alone = false;
+            let waiting =
+                Waiting { arrived: Time::ZERO, deadline, rows, shape, bytes_in: 1, alone, begun: None };
             queue.insert(key, waiting);
         }
         queue

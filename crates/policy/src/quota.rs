@@ -10,10 +10,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use quadrant_types::{Error, ErrorCode, Reason, Request, RequestId, TenantId, Time, Work};
+use quadrant_types::{Error, ErrorCode, Reason, Request, RequestId, ShapeId, TenantId, Time, Work};
 use rustc_hash::FxHashMap;
 
 use crate::cost::{Beside, Kind};
+use crate::iteration_cost::keys_of;
 use crate::running::Running;
 use crate::{Policy, RequestRate, TenantTerms};
 
@@ -56,7 +57,6 @@ struct Account {
 struct Held {
     tenant: TenantId,
     bytes: u64,
-    rows: u32,
     /// Core time that was taken for a step of it that has not ended.
     reserved: Duration,
     /// It has ended, and its step has not.
@@ -203,7 +203,7 @@ impl Quotas {
 
     /// Whether its tenant has room for the request now.
     pub(crate) fn check(&self, now: Time, request: &Request) -> Result<(), Error> {
-        let Work::Once { bytes_in, .. } = request.work;
+        let bytes_in = request.work.bytes_in();
         self.accounts.get(&request.tenant).map_or(Ok(()), |account| account.check(now, bytes_in))
     }
 
@@ -262,11 +262,16 @@ impl Policy {
     /// alone on the fewest cores; in a batch it costs less, and the difference is given back.
     pub(crate) fn take_quota(&mut self, now: Time, request: &Request) {
         let Some(account) = self.quotas.accounts.get_mut(&request.tenant) else { return };
-        let Work::Once { rows, shape, bytes_in } = request.work;
+        let bytes_in = request.work.bytes_in();
+        let (shape, size) = match request.work {
+            Work::Once { shape, bytes_in, .. } => (shape, bytes_in),
+            Work::Generate { prompt, .. } => (ShapeId(0), keys_of(0, prompt)),
+        };
+        let rows = request.work.rows();
         let queue = &self.models[&request.model];
         let width = queue.terms.widths[0];
         let kind = Kind { shape, rows, width, beside: Beside::Usual };
-        let alone = queue.costs.predict(kind, bytes_in).saturating_mul(u32::try_from(width).unwrap_or(1));
+        let alone = queue.costs.predict(kind, size).saturating_mul(u32::try_from(width).unwrap_or(1));
         let reserved = if account.terms.device_ppm.is_some() { alone } else { Duration::ZERO };
         account.device.take(now, account.filling(reserved, self.cores.len()));
         if let Some(rate) = account.terms.requests {
@@ -274,7 +279,7 @@ impl Policy {
         }
         account.live += 1;
         account.bytes += bytes_in;
-        let held = Held { tenant: request.tenant, bytes: bytes_in, rows, reserved, over: false };
+        let held = Held { tenant: request.tenant, bytes: bytes_in, reserved, over: false };
         self.quotas.held.insert(request.id, held);
     }
 
@@ -285,10 +290,10 @@ impl Policy {
         if held.is_empty() {
             return;
         }
-        for id in &step.requests {
+        for (id, rows) in step.requests.iter().zip(&step.parts) {
             let Some(one) = held.get_mut(id) else { continue };
             let account = accounts.get_mut(&one.tenant).expect("what is held has an account");
-            let part = core_time.mul_f64(f64::from(one.rows) / f64::from(step.kind.rows.max(1)));
+            let part = core_time.mul_f64(f64::from(*rows) / f64::from(step.kind.rows.max(1)));
             let cores = self.cores.len();
             let (taken, due) = (account.filling(one.reserved, cores), account.filling(part, cores));
             match due.checked_sub(taken) {
@@ -433,7 +438,7 @@ mod tests {
     fn a_tenant_that_is_gone_leaves_nothing() {
         let mut quotas = Quotas::default();
         quotas.set(at(0), ONE, TenantTerms { concurrency_max: Some(1), ..terms() });
-        let held = Held { tenant: ONE, bytes: 0, rows: 1, reserved: Duration::ZERO, over: false };
+        let held = Held { tenant: ONE, bytes: 0, reserved: Duration::ZERO, over: false };
         quotas.held.insert(RequestId(1), held);
         quotas.forget(ONE);
         assert!(quotas.accounts.is_empty() && quotas.held.is_empty());

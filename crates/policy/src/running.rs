@@ -10,6 +10,7 @@ use quadrant_types::{CoreSet, Ending, Error, ErrorCode, LaneId, ModelId, Schedul
 
 use crate::cost::{Beside, Kind};
 use crate::demand::Booking;
+use crate::queue::Parts;
 use crate::span::{as_nanos, from_nanos, scaled};
 use crate::{Action, LaneShape, Policy, Requests, StepReport};
 
@@ -25,6 +26,8 @@ pub(crate) struct Running {
     pub(crate) model: ModelId,
     pub(crate) lane: LaneShape,
     pub(crate) requests: Requests,
+    /// Rows of each of them.
+    pub(crate) parts: Parts,
     pub(crate) kind: Kind,
     pub(crate) bytes: u64,
     pub(crate) predicted: Duration,

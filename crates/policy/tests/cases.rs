@@ -63,6 +63,7 @@ impl Bench {
             costs: [1, 2, 4].map(cost).to_vec(),
             row_bytes: 1,
             unmet: Unmet::Refuse,
+            sequences: None,
         };
         self.at(0, Event::ModelUp(ModelId(model), terms));
     }

@@ -155,7 +155,7 @@ impl World {
         prop_assert!(!members.is_empty());
         prop_assert!(step.requests.iter().all(|id| !self.ends.contains_key(id)), "{step:?} after an end");
         let shape = |request: &Request| {
-            let Work::Once { shape, .. } = request.work;
+            let Work::Once { shape, .. } = request.work else { panic!("nobody generates here") };
             (request.model, shape)
         };
         prop_assert!(members.iter().all(|member| shape(member) == shape(&members[0])), "mixed: {members:?}");
@@ -337,6 +337,7 @@ fn terms(rows_max: u32, widths: Vec<usize>, queue_max: usize, delay_max: Duratio
         costs: vec![Cost { rows: 1, width: 1, beside: false, time: cost }],
         row_bytes: 2,
         unmet: Unmet::Refuse,
+        sequences: None,
     }
 }
 

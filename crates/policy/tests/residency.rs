@@ -105,6 +105,7 @@ fn terms() -> ModelTerms {
         costs: vec![Cost { rows: 1, width: 1, beside: false, time: MS }],
         row_bytes: 1,
         unmet: Unmet::Refuse,
+        sequences: None,
     }
 }
 

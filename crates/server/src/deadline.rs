@@ -36,16 +36,21 @@ fn from_parameter(microseconds: u64) -> Option<Duration> {
 /// A value that is not a usable time.
 pub(crate) fn from_headers(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
     let value = |name| headers.get(name).map(http::HeaderValue::as_bytes);
-    let request = value(TIMEOUT_HEADER).map(from_milliseconds).transpose()?;
+    let milliseconds = |value| from_milliseconds(TIMEOUT_HEADER, value);
+    let request = value(TIMEOUT_HEADER).map(milliseconds).transpose()?;
     let grpc = value("grpc-timeout").map(from_grpc_timeout).transpose()?;
     Ok(request.into_iter().chain(grpc).min())
 }
 
-fn from_milliseconds(value: &[u8]) -> Result<Duration, Error> {
+/// The time in a header of this name.
+///
+/// # Errors
+/// If it is none.
+pub(crate) fn from_milliseconds(name: &str, value: &[u8]) -> Result<Duration, Error> {
     let milliseconds = digits(value, 15).filter(|milliseconds| *milliseconds > 0);
     milliseconds.map(Duration::from_millis).ok_or_else(|| {
         let text = String::from_utf8_lossy(value);
-        Error::invalid(format!("`{TIMEOUT_HEADER}` is `{text}`; give whole milliseconds above zero"))
+        Error::invalid(format!("`{name}` is `{text}`; give whole milliseconds above zero"))
     })
 }
 

@@ -3,11 +3,14 @@
 //!
 //! One `match` over the path is the router. A request costs no allocation but for its body and its answer.
 
+mod asked;
 mod body;
+mod completions;
 mod elements;
 mod embeddings;
 pub(crate) mod explain;
 mod fields;
+mod generate;
 mod models;
 pub(crate) mod openai;
 mod pages;
@@ -19,6 +22,7 @@ mod segments;
 mod steps;
 mod tenants;
 pub(crate) mod text;
+mod tokens;
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -138,9 +142,12 @@ async fn dispatch(
     };
     let is_read = matches!(parts.method, Method::GET | Method::HEAD);
     let (is_allowed, allowed) = match &route {
-        Route::Infer(..) | Route::Embeddings | Route::Index | Route::Repository(..) => {
-            (parts.method == Method::POST, "POST")
-        }
+        Route::Infer(..)
+        | Route::Embeddings
+        | Route::Generate(_)
+        | Route::Tokens(_)
+        | Route::Index
+        | Route::Repository(..) => (parts.method == Method::POST, "POST"),
         Route::Page(_) => (is_read, "GET, HEAD"),
     };
     if !is_allowed {
@@ -165,6 +172,13 @@ async fn dispatch(
             inference(shared, (started, &caller), (&model, version), &parts.headers, body).await
         }
         Route::Embeddings => embedding(shared, (started, &caller), &parts.headers, body).await,
+        Route::Generate(form) => {
+            generate::respond(shared, (started, &caller), (form, &parts.headers), body).await
+        }
+        Route::Tokens(direction) => {
+            let result = tokens::answer(shared, &caller, (direction, &parts.headers), body).await;
+            told(shared, started, "", &parts.headers, result, openai::error_response)
+        }
         Route::Repository(change, model) => {
             match repository(shared, &caller, (change, &model), &parts.headers, body).await {
                 Ok(response) => response,

@@ -14,10 +14,11 @@ use std::time::Duration;
 use quadrant_policy::{Action, Discipline, Event, LaneShape, Limits, ModelTerms, Step, StepOutcome, Unmet};
 use quadrant_types::{
     CoreSet, Ending, Error, ErrorCode, LaneId, ModelId, Objective, Reason, Request, RequestId,
-    SchedulingClass, StepId, TenantId, Time, Work,
+    SchedulingClass, StepId, TenantId, Time,
 };
 
 use crate::Scenario;
+use crate::device::shape_of;
 use memory::Memory;
 use quotas::{Book, Part};
 
@@ -91,8 +92,7 @@ impl Known {
     }
 
     fn work(&self) -> (u32, u32, u64) {
-        let Work::Once { rows, shape, bytes_in } = self.request.work;
-        (rows, shape.0, bytes_in)
+        (self.request.work.rows(), shape_of(&self.request.work), self.request.work.bytes_in())
     }
 }
 

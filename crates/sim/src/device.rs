@@ -103,7 +103,7 @@ impl Device {
         let fails = self.draw() < self.faults.fails || members().any(|member| member.poisoned);
         let late = self.draw() < self.faults.reports_late;
         let delay = self.faults.report_delay_max.mul_f64(if late { self.draw() } else { 0.0 });
-        let shape = members().map(shape_of).max().unwrap_or(0);
+        let shape = members().map(|sent| shape_of(&sent.request.work)).max().unwrap_or(0);
         let plain = plan.truth.time(step.rows, lane.cores.len(), shape).as_secs_f64() * 1e9;
         let noise = match (&plan.truth, plan.truth.noise > 0.0) {
             (truth, _) if !truth.spread.is_empty() => truth.spread_at(self.draw()),
@@ -228,7 +228,10 @@ impl Device {
     }
 }
 
-fn shape_of(sent: &Sent) -> u32 {
-    let Work::Once { shape, .. } = sent.request.work;
-    shape.0
+/// The shape of work that runs once.
+pub(crate) fn shape_of(work: &Work) -> u32 {
+    match work {
+        Work::Once { shape, .. } => shape.0,
+        Work::Generate { .. } => 0,
+    }
 }

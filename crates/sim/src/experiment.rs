@@ -185,6 +185,7 @@ impl Experiment {
                 costs,
                 row_bytes: 1,
                 unmet: Unmet::Refuse,
+                sequences: None,
             },
             up_at: Time::ZERO,
             down_at: None,

@@ -182,6 +182,7 @@ fn random_model(random: &mut fastrand::Rng) -> ModelPlan {
             costs,
             row_bytes: random.u64(1..=20),
             unmet: pick(random, &[Unmet::Refuse, Unmet::Refuse, Unmet::Demote]),
+            sequences: None,
         },
         up_at,
         down_at: goes_down.then(|| up_at + us(random.u64(0..=SPAN_US))),

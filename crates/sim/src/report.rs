@@ -102,7 +102,7 @@ impl ModelReport {
             Ending::Completed => {
                 self.latencies.push(now.since(request.arrived));
                 let in_time = match request.objective {
-                    Objective::BestEffort => false,
+                    Objective::BestEffort | Objective::Tokens { .. } => false,
                     Objective::EndBy(time) | Objective::Target { by: time, .. } => now <= time,
                 };
                 self.in_time += u64::from(in_time);

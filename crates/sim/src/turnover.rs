@@ -132,6 +132,7 @@ fn model_plan(guest: &Guest, arrivals: Vec<Time>) -> ModelPlan {
             costs: vec![Cost { rows: 1, width: 1, beside: false, time: step_time }],
             row_bytes: 1,
             unmet: Unmet::Refuse,
+            sequences: None,
         },
         up_at: Time::ZERO,
         down_at: None,

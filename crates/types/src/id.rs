@@ -47,6 +47,16 @@ id!(
     ShapeId(u32), "shape"
 );
 
+/// What tells the tokens of a page of a sequence, and all before them, from any others: a hash of both, of
+/// the kind that nobody finds two equal ones of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PageHash(pub u128);
+
+id!(
+    /// A page of the keys and values of a model's sequences.
+    PageId(u32), "page"
+);
+
 /// A set of processor cores, by their number in the operating system (0 to 63).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CoreSet(u64);

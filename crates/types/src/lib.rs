@@ -17,7 +17,7 @@ mod time;
 pub use budget::{BudgetExhausted, IoBudget, Lease};
 pub use buffer::{ALIGNMENT, AlignedBuffer};
 pub use error::{Error, ErrorCode, Fault, Reason};
-pub use id::{CoreSet, HostId, LaneId, ModelId, RequestId, ShapeId, StepId, TenantId};
+pub use id::{CoreSet, HostId, LaneId, ModelId, PageHash, PageId, RequestId, ShapeId, StepId, TenantId};
 pub use request::{Ending, Objective, Priority, Request, SchedulingClass, Timing, Work};
 pub use spec::{Dim, ModelSpec, Symbol, TensorSpec};
 pub use tensor::{DataType, Shape, Tensor, element_count};

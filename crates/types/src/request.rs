@@ -30,6 +30,16 @@ pub enum Objective {
         /// When the request ends, whatever became of it; [`Time::MAX`] if nothing was said.
         until: Time,
     },
+    /// Of a request that generates: its first token is wanted by one time, and from then on one token in
+    /// every `each`, on average.
+    Tokens {
+        /// When the first token is wanted. A request that cannot have it by then is refused.
+        first_by: Time,
+        /// How long each further token may take. One that is late is given all the same.
+        each: Duration,
+        /// When the request ends, whatever became of it; [`Time::MAX`] if nothing was said.
+        until: Time,
+    },
 }
 
 /// How much there is to do.
@@ -44,13 +54,31 @@ pub enum Work {
         /// Size of the inputs.
         bytes_in: u64,
     },
+    /// A sequence of tokens that a model continues, one token a step.
+    Generate {
+        /// Tokens that it begins with, at least one.
+        prompt: u32,
+        /// The most tokens that are generated, at least one.
+        new_max: u32,
+        /// Size of what came with the request.
+        bytes_in: u64,
+    },
 }
 
 impl Work {
-    /// Its rows.
+    /// Size of what came with the request.
+    pub const fn bytes_in(&self) -> u64 {
+        match self {
+            Self::Once { bytes_in, .. } | Self::Generate { bytes_in, .. } => *bytes_in,
+        }
+    }
+
+    /// Rows of its first step: those of a batch, or the tokens of a prompt.
     pub const fn rows(&self) -> u32 {
-        let Self::Once { rows, .. } = self;
-        *rows
+        match self {
+            Self::Once { rows, .. } => *rows,
+            Self::Generate { prompt, .. } => *prompt,
+        }
     }
 }
 

@@ -33,6 +33,9 @@ pub(crate) fn lay_out(store: &Store) -> Result<PathBuf> {
         link(&assets.join("models").join(format!("{name}.onnx")), &version.join("model.onnx"))?;
         write(&folder.join(name).join("config.pbtxt"), config.as_bytes())?;
     }
+    let language = folder.join("smollm2/1");
+    fs::create_dir_all(&language).with_context(|| format!("cannot make `{}`", language.display()))?;
+    link(&assets.join("models/smollm2.gguf"), &language.join("model.gguf"))?;
     write(&folder.join("magika/labels.txt"), magika_labels(&assets)?.as_bytes())?;
     write(&folder.join(PICTURE), PICTURE_BYTES)?;
     Ok(folder)

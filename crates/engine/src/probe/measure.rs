@@ -9,7 +9,7 @@ use quadrant_types::{Clock, StepId, Tensor};
 
 use crate::panics::guarded;
 use crate::spawn::{self, ThreadSpec};
-use crate::{Done, EngineError, LaneSpec, Model, Runner, StepResult, StepWork};
+use crate::{Done, EngineError, LaneSpec, Model, Runner, SequencePart, StepResult, StepWork};
 
 /// How long one order may take; a model that hangs must not hang the server.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -45,8 +45,15 @@ pub(super) struct Worker {
     thread: Option<JoinHandle<()>>,
 }
 
+/// What a worker runs, over and over.
+pub(super) enum Job {
+    Batch(StepWork),
+    /// The parts are made anew for every step, because a step changes its sequences.
+    Iteration(Box<dyn Fn() -> Vec<SequencePart> + Send>),
+}
+
 struct Order {
-    work: StepWork,
+    job: Job,
     /// Steps are timed for as long as this; zero runs one step, untimed.
     window: Duration,
     answer: SyncSender<Result<Answer, EngineError>>,
@@ -69,10 +76,10 @@ impl Worker {
         let clock = Arc::clone(clock);
         let is_narrow = lane.cores.len() <= 1;
         let serve = move || {
-            for Order { work, window, answer } in inbox {
+            for Order { job, window, answer } in inbox {
                 // Whoever lost patience no longer takes it.
                 let _taken =
-                    answer.send(guarded(|| execute(&mut *runner, &work, (window, is_narrow), &*clock)));
+                    answer.send(guarded(|| execute(&mut *runner, &job, (window, is_narrow), &*clock)));
             }
         };
         let name = format!("probe-{}", lane.cores);
@@ -105,12 +112,26 @@ impl Worker {
         outputs: &Arc<[usize]>,
         window: Duration,
     ) -> Result<Receiver<Result<Answer, EngineError>>, EngineError> {
-        let (answer, answered) = sync_channel(1);
         let work = StepWork { step: StepId(0), inputs, outputs: Arc::clone(outputs) };
+        self.give(Job::Batch(work), window)
+    }
+
+    fn give(&self, job: Job, window: Duration) -> Result<Receiver<Result<Answer, EngineError>>, EngineError> {
+        let (answer, answered) = sync_channel(1);
         let orders = self.orders.as_ref().ok_or_else(hangs)?;
         // One order at a time, so the only way not to take it is to be still busy with the last.
-        orders.try_send(Order { work, window, answer }).map_err(|_| hangs())?;
+        orders.try_send(Order { job, window, answer }).map_err(|_| hangs())?;
         Ok(answered)
+    }
+
+    /// The time of an iteration, measured for about `window`; at least it has run once.
+    pub(super) fn iterations(
+        &self,
+        parts: impl Fn() -> Vec<SequencePart> + Send + 'static,
+        window: Duration,
+    ) -> Result<Duration, EngineError> {
+        let answer = self.give(Job::Iteration(Box::new(parts)), window)?;
+        wait(&answer).map(|answer| answer.median)
     }
 }
 
@@ -148,16 +169,16 @@ fn hangs() -> EngineError {
 
 fn execute(
     runner: &mut dyn Runner,
-    work: &StepWork,
+    job: &Job,
     (window, is_narrow): (Duration, bool),
     clock: &dyn Clock,
 ) -> Result<Answer, EngineError> {
-    let (outputs, _) = step(runner, work)?;
+    let (outputs, _) = step(runner, job)?;
     let mut times = Vec::new();
     let began = clock.now();
     let mut now = began;
     while !window.is_zero() && (times.len() < STEPS.0 || now < began + window) && times.len() < STEPS.1 {
-        let (_, core_time) = step(runner, work)?;
+        let (_, core_time) = step(runner, job)?;
         let after = clock.now();
         // Of threads beside the caller's little is known, so no wide step counts as disturbed.
         let time = after.since(now);
@@ -181,14 +202,22 @@ fn median(times: &[(Duration, Duration)]) -> Duration {
 
 /// Runs one step and waits for its `Done`, wherever it fires. Also gives the processor time of the calling
 /// thread and of those that the engine told of.
-fn step(runner: &mut dyn Runner, work: &StepWork) -> Result<(Vec<Tensor>, Duration), EngineError> {
+fn step(runner: &mut dyn Runner, job: &Job) -> Result<(Vec<Tensor>, Duration), EngineError> {
     let (send, receive) = sync_channel(1);
     let before = quadrant_sys::thread_time();
-    let done = Done::timed(move |result, elsewhere| {
-        // The receiver waits below.
-        let _taken = send.send((result, elsewhere));
-    });
-    runner.submit(work.clone(), done);
+    // The receiver waits below.
+    match job {
+        Job::Batch(work) => {
+            let done = Done::timed(move |result, elsewhere| drop(send.send((result, elsewhere))));
+            runner.submit(work.clone(), done);
+        }
+        Job::Iteration(parts) => {
+            let done = Done::timed(move |result: Result<Vec<_>, _>, elsewhere| {
+                drop(send.send((result.map(|_| Vec::new()), elsewhere)));
+            });
+            runner.iterate(parts(), done);
+        }
+    }
     let (result, elsewhere) =
         receive.recv().map_err(|_| EngineError::Panicked("the engine gave no result".into()))?;
     let here = quadrant_sys::thread_time().saturating_sub(before);

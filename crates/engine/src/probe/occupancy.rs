@@ -10,6 +10,7 @@ use std::time::Duration;
 use quadrant_types::{Clock, Shape};
 
 use super::inputs::{self, Row};
+use super::iterations;
 use super::measure::Worker;
 use super::{Profile, batch};
 use crate::{EngineError, LaneSpec, Model};
@@ -66,6 +67,14 @@ pub fn occupancy(
     let peak = quadrant_sys::peak_resident_bytes().map_err(|error| unknown(&error))?;
     let (load_bytes, loaded_bytes) = (grown(peak), grown(resident()?));
     let mut peaks = Vec::new();
+    if let Some(language) = model.language() {
+        for (width, workers) in &workers {
+            let rows = profile.rows_max;
+            iterations::run_largest(&language, &workers[0], rows)?;
+            peaks.push(Peak { width: *width, rows, bytes: grown(resident()?) });
+        }
+        return Ok(Occupancy { load_time, load_bytes, loaded_bytes, peaks });
+    }
     let row = row(&model, &profile.shapes)?;
     let mut rows = 1;
     while rows <= profile.rows_max {
@@ -88,6 +97,11 @@ pub fn run_once(
     clock: &Arc<dyn Clock>,
     profile: &Profile,
 ) -> Result<(), EngineError> {
+    if let Some(language) = model.language() {
+        let lane =
+            lanes.first().ok_or_else(|| EngineError::Load("there are no lanes to run it on".into()))?;
+        return iterations::run_largest(&language, &Worker::start(model, lane, clock)?, 1);
+    }
     // One that could not be tried out has nothing to be tried with.
     let (Some(lane), Ok(row)) = (lanes.first(), row(model, &profile.shapes)) else { return Ok(()) };
     run(&[Worker::start(model, lane, clock)?], model, &row, 1)

@@ -12,7 +12,7 @@ use super::{Cost, Profile};
 /// would give away throughput at saturation, where only rows that wait anyway are batched.
 const EQUAL_RATE: f64 = 0.98;
 /// How many times sooner a step must end on all cores than on one for the wide width to be kept.
-const WIDE_GAIN: f64 = 1.25;
+pub(super) const WIDE_GAIN: f64 = 1.25;
 
 /// One way to run the model, and how it went.
 #[derive(Clone, Copy, Debug)]
@@ -59,8 +59,7 @@ pub(super) fn decide(tried: &[Tried], demanded: Option<usize>) -> Option<Profile
     costs.sort_unstable();
     let reason = describe(&widths, joined, gain.filter(|_| demanded.is_none()), tried);
     let rows_max = joined.cost.rows;
-    let (shapes, occupancy) = (Vec::new(), None);
-    Some(Profile { width, widths, batches: false, rows_max, costs, shapes, reason, occupancy })
+    Some(Profile { width, widths, rows_max, costs, reason, ..Profile::unmeasured() })
 }
 
 /// The fastest; among those that are nearly as fast, the one with the shortest step.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use quadrant_engine::{
     Done, EngineKind, Lane, LaneReport, LaneSink, LaneSpec, LaneWork, Model, Part, Runner, SchedulingClass,
-    StepWork,
+    StepWork, Task,
 };
 use quadrant_types::{DataType, ModelId, RequestId, StepId, Tensor};
 
@@ -63,7 +63,10 @@ impl Tested {
 
     fn give(&self, input: &Tensor) {
         let part = Part { request: RequestId(1), rows: 1, inputs: Arc::new([input.clone()]) };
-        let work = LaneWork { step: StepId(1), model: MODEL, parts: vec![part], outputs: Arc::new([0]) };
+        let work = {
+            let task = Task::Batch { parts: vec![part], outputs: Arc::new([0]) };
+            LaneWork { step: StepId(1), model: MODEL, task }
+        };
         self.lane.run(work).unwrap();
     }
 

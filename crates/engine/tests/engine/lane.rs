@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use quadrant_engine::{
     Done, EngineError, EngineKind, Lane, LaneReport, LaneSink, LaneSpec, LaneWork, Part, PartOutputs,
-    Refusal, Runner, StepWork,
+    Refusal, Runner, StepWork, Task,
 };
 use quadrant_types::{ModelId, RequestId, StepId, Tensor};
 
@@ -59,7 +59,7 @@ fn work(step: u64, rows: &[usize]) -> LaneWork {
         inputs: Arc::new([row(step, index, *rows)]),
     };
     let parts = rows.iter().enumerate().map(part).collect();
-    LaneWork { step: StepId(step), model: MODEL, parts, outputs: Arc::new([0]) }
+    LaneWork { step: StepId(step), model: MODEL, task: Task::Batch { parts, outputs: Arc::new([0]) } }
 }
 
 fn row(step: u64, index: usize, rows: usize) -> Tensor {
@@ -130,7 +130,8 @@ fn a_step_fails_alone_however_its_engine_fails() {
 fn parts_that_do_not_fit_fail_before_the_engine() {
     let (lane, reports) = start(|_, _| panic!("the engine must not see it"));
     let mut bad = work(1, &[1, 1]);
-    bad.parts[1].inputs = Arc::new([floats(&[1, 3], &[0.0; 3])]);
+    let Task::Batch { parts, .. } = &mut bad.task else { panic!("it is a batch") };
+    parts[1].inputs = Arc::new([floats(&[1, 3], &[0.0; 3])]);
     lane.run(bad).unwrap();
     let result = reports.recv_timeout(PATIENCE).unwrap().result;
     assert!(matches!(result, Err(EngineError::Input(_))), "{result:?}");

@@ -33,8 +33,9 @@ impl Driver {
     pub(super) fn end(&self, core: &mut Core, id: RequestId, ending: Ending) {
         let pending = core.pending.remove(&id).expect("every request ends exactly once");
         let now = self.clock.now();
-        core.recorder.request(RequestRecord::new(&pending, &ending, now));
-        pending.model.metrics.ended(&pending.request, &ending, now);
+        let record = RequestRecord::new(&pending, &ending, now);
+        pending.model.metrics.ended(&pending.request, record.wanted_by, &ending, now);
+        core.recorder.request(record);
         self.telemetry.tenant_ended(pending.request.tenant, &ending, now);
         let result = match ending {
             Ending::Completed => {

@@ -45,9 +45,11 @@ impl Driver {
         let outcome = match result {
             Ok(parts) => {
                 let executed = Executed { began, gathered, computed, scattered };
-                self.hand_out(core, &step_plan, executed, parts);
+                let tokens = self.hand_out(core, &step_plan, executed, parts);
                 model.metrics.executed(step_plan.rows, real, step_plan.predicted);
-                StepOutcome::Completed
+                tokens.map_or(StepOutcome::Completed, |parts| {
+                    StepOutcome::Iterated(self.hand_out_tokens(core, parts))
+                })
             }
             // Said once for all its steps, when the process ended.
             Err(lost @ EngineError::Lost { began, generation, .. }) => {
@@ -64,12 +66,22 @@ impl Driver {
         StepReport { step, began, ended: scattered, core_time, outcome }
     }
 
-    fn hand_out(&self, core: &mut Core, step: &Step, executed: Executed, parts: Vec<PartOutputs>) {
-        for part in parts {
+    /// Gives the outputs of a batch to its requests; gives back what was computed of sequences, whose tokens
+    /// are handed out elsewhere.
+    fn hand_out(
+        &self,
+        core: &mut Core,
+        step: &Step,
+        executed: Executed,
+        mut parts: Vec<PartOutputs>,
+    ) -> Option<Vec<PartOutputs>> {
+        for part in &mut parts {
             // Those who left or expired meanwhile are no longer pending.
             let Some(pending) = core.pending.get_mut(&part.request) else { continue };
             let timing = &mut pending.timing;
-            timing.began = executed.began;
+            if pending.step.is_none() {
+                timing.began = executed.began;
+            }
             timing.gathered = executed.gathered;
             timing.computed = executed.computed;
             timing.scattered = executed.scattered;
@@ -79,8 +91,11 @@ impl Driver {
                 (timing.width, timing.class) = (lane.spec().cores.len(), lane.spec().class);
             }
             pending.step = Some(step.id);
-            pending.computed = Some(part.outputs);
+            if step.slices.is_empty() {
+                pending.computed = Some(std::mem::take(&mut part.outputs));
+            }
         }
+        (!step.slices.is_empty()).then_some(parts)
     }
 }
 

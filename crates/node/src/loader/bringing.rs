@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use quadrant_engine::{EngineKind, Engines, LaneSpec, Model, Profile, Refusal, run_once};
 use quadrant_policy::Discipline;
-use quadrant_types::{CoreSet, LaneId, ModelId, ModelSpec};
+use quadrant_types::{CoreSet, LaneId, ModelId, ModelSpec, SchedulingClass};
 
 use super::LANE_FULL_WAIT;
 use super::aside::Aside;
@@ -184,7 +184,16 @@ impl LoadingLane {
         let lanes = self.means.lanes.iter();
         let mut lanes: Vec<LaneSpec> = match self.means.own_lane(id) {
             Some(own) => lanes.filter(|lane| lane.id == own).map(narrowed).collect(),
-            None => lanes.filter(|lane| widths.contains(&lane.cores.len())).copied().collect(),
+            // What runs once is never preempted on all cores, so it needs nothing there.
+            None => lanes
+                .filter(|lane| widths.contains(&lane.cores.len()))
+                .filter(|lane| {
+                    lane.cores.len() == 1
+                        || lane.class == SchedulingClass::Urgent
+                        || model.language().is_some()
+                })
+                .copied()
+                .collect(),
         };
         lanes.sort_by_key(|lane| Reverse(lane.cores.len()));
         for lane in lanes {

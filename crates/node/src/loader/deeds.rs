@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use quadrant_engine::{Model, Profile, Refusal, Runner, describe};
+use quadrant_engine::{Language, Model, Profile, Refusal, Runner, describe, describe_language};
 use quadrant_policy::{Holding, Loaded, ModelTerms};
-use quadrant_types::{Error, ErrorCode, LaneId, ModelId, Time};
+use quadrant_types::{Error, ErrorCode, LaneId, ModelId, ModelSpec, Time};
 
 use super::bringing::{Brought, Fresh, Task};
 use super::trying::Unknown;
@@ -130,8 +130,9 @@ impl Loader {
         let source = source(&known.name, known.version, &known.files, &known.settings);
         let Ok(Some(spec)) = describe(&source, &self.means.engines) else { return false };
         let Ok(kind) = source.engine_kind(&self.means.engines) else { return false };
+        let Ok(language) = describe_language(&source, &self.means.engines) else { return false };
         known.state = State::Open;
-        known.entry = Some(Arc::new(self.entry(id, known, (spec, kind.name()), &profile)));
+        known.entry = Some(Arc::new(self.entry(id, known, (spec, kind.name(), language), &profile)));
         true
     }
 
@@ -189,7 +190,7 @@ impl Loader {
         &self,
         id: ModelId,
         known: &Known,
-        (spec, engine): (quadrant_types::ModelSpec, &'static str),
+        (spec, engine, language): (ModelSpec, &'static str, Option<Arc<Language>>),
         profile: &Profile,
     ) -> ModelEntry {
         let rows_max = if profile.batches { rows_max(&known.settings) } else { 1 };
@@ -204,6 +205,8 @@ impl Loader {
                 ..terms(profile, &known.settings, &spec.inputs)
             },
             latency_objective: known.settings.latency_objective,
+            pace: known.settings.pace,
+            language,
             priority: known.settings.priority.unwrap_or_default(),
             rationale: profile.reason.clone(),
             on_demand: known.settings.on_demand == Some(true),
@@ -224,7 +227,7 @@ impl Loader {
         let entry = match &known.entry {
             Some(entry) => Arc::clone(entry),
             None => {
-                let entry = self.entry(id, &known, (spec, kind.name()), &profile);
+                let entry = self.entry(id, &known, (spec, kind.name(), model.language()), &profile);
                 Arc::new(ModelEntry { hosted, ..entry })
             }
         };

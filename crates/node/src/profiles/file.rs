@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use quadrant_engine::{Cost, Occupancy, Peak, ProbeOptions, Profile};
+use quadrant_engine::{Cost, Occupancy, Peak, ProbeOptions, Profile, SequenceProfile};
 use quadrant_types::Shape;
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +27,8 @@ struct File {
     profile: ProfileLines,
     #[serde(skip_serializing_if = "Option::is_none")]
     memory: Option<MemoryLines>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sequences: Option<SequenceLines>,
     costs: Vec<CostLine>,
 }
 
@@ -93,6 +95,32 @@ impl From<MemoryLines> for Occupancy {
     }
 }
 
+/// What the sequences of a model take that generates.
+#[derive(Clone, Copy, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct SequenceLines {
+    page_tokens: usize,
+    page_bytes: usize,
+    tokens_max: usize,
+    thousand_keys_ns: u64,
+}
+
+impl From<&SequenceProfile> for SequenceLines {
+    fn from(sequences: &SequenceProfile) -> Self {
+        let SequenceProfile { page_tokens, page_bytes, tokens_max, thousand_keys } = *sequences;
+        let thousand_keys_ns = u64::try_from(thousand_keys.as_nanos()).unwrap_or(u64::MAX);
+        Self { page_tokens, page_bytes, tokens_max, thousand_keys_ns }
+    }
+}
+
+impl From<SequenceLines> for SequenceProfile {
+    fn from(lines: SequenceLines) -> Self {
+        let SequenceLines { page_tokens, page_bytes, tokens_max, thousand_keys_ns } = lines;
+        let thousand_keys = Duration::from_nanos(thousand_keys_ns);
+        Self { page_tokens, page_bytes, tokens_max, thousand_keys }
+    }
+}
+
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct CostLine {
@@ -130,6 +158,7 @@ pub(super) fn print(
             reason: profile.reason.clone(),
         },
         memory: profile.occupancy.as_ref().map(MemoryLines::from),
+        sequences: profile.sequences.as_ref().map(SequenceLines::from),
         costs: profile.costs.iter().map(cost).collect(),
     };
     Ok(format!("{HEAD}{}{TAIL}", toml::to_string(&file)?))
@@ -166,8 +195,9 @@ pub(super) fn parse(text: &str, key: &ProfileKey, asked: &ProbeOptions) -> Resul
     let mut costs: Vec<_> = file.costs.into_iter().map(cost).collect();
     costs.sort_unstable();
     let shapes = shapes.iter().map(|shape| Shape::from_slice(shape)).collect();
-    let occupancy = file.memory.map(Occupancy::from);
-    Ok(Some(Profile { width, widths, batches, rows_max, costs, shapes, reason, occupancy }))
+    let (occupancy, sequences) =
+        (file.memory.map(Occupancy::from), file.sequences.map(SequenceProfile::from));
+    Ok(Some(Profile { width, widths, batches, rows_max, costs, shapes, reason, occupancy, sequences }))
 }
 
 /// What the rest of the server may rely on, since the file could have been edited.
@@ -181,6 +211,11 @@ fn check(file: &File, device_cores: usize) -> Result<(), String> {
         (*rows_max > 0 && (*batches || *rows_max == 1), "`rows_max` does not fit `batches`"),
         (file.costs.iter().any(|cost| cost.width == *width), "`costs` lack the `width`"),
         (file.costs.iter().all(|cost| cost.rows > 0 && cost.step_ns > 0), "`costs` has a zero"),
+        (
+            file.sequences
+                .is_none_or(|lines| lines.page_tokens > 0 && lines.page_bytes > 0 && lines.tokens_max > 0),
+            "`sequences` has a zero",
+        ),
     ];
     match rules.into_iter().find(|(holds, _)| !holds) {
         Some((_, broken)) => Err(broken.into()),

@@ -96,11 +96,13 @@ impl ModelMetrics {
         self.codes[ErrorCode::ALL.iter().position(|known| *known == code).unwrap_or_default()].inc();
     }
 
-    /// A request ended, in whatever way: what became of its objective.
-    pub(crate) fn ended(&self, request: &Request, ending: &Ending, now: Time) {
+    /// A request ended, in whatever way: what became of its objective. One that generates should have had its
+    /// last token at `tokens_by`.
+    pub(crate) fn ended(&self, request: &Request, tokens_by: Option<Time>, ending: &Ending, now: Time) {
         let wanted_by = match request.objective {
             Objective::BestEffort => None,
             Objective::EndBy(by) | Objective::Target { by, .. } => Some(by),
+            Objective::Tokens { .. } => tokens_by,
         };
         let reason = match ending {
             Ending::Completed => None,

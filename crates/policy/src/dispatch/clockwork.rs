@@ -23,7 +23,10 @@ impl Policy {
                 continue;
             }
             let setting = self.setting(now, lane.cores, Beside::Nothing);
-            let batch = self.models[&model].batch_from(key, now, setting);
+            let batch = self.batch(now, model, key, setting);
+            if batch.requests.is_empty() {
+                continue;
+            }
             if batch.ripe_at > now {
                 self.wait_until_ripe(batch.ripe_at, &mut walk);
             } else {

@@ -88,6 +88,12 @@ impl Policy {
         slots: Slots,
     ) -> Option<(LaneShape, Candidate)> {
         let queue = &self.models[&model];
+        if self.has_its_step(model) {
+            return None;
+        }
+        if let Some(placed) = self.place_wide_iteration(now, model, key, slots) {
+            return Some(placed);
+        }
         let width = queue.terms.widths[0];
         let turn_is_open = self.turn_is_open(slots);
         let usable = |lane: &LaneShape| {
@@ -96,9 +102,15 @@ impl Policy {
         };
         let lane = self.fastest(now, self.fitting(width, SchedulingClass::Urgent).filter(usable))?;
         let batch = self.narrow_batch(now, model, key, lane.cores);
+        if batch.requests.is_empty() {
+            return None;
+        }
         if self.load.has_deadlines() {
-            let twin = self.idle_twin(lane).filter(|_| lane.cores.is_subset(slots.free));
+            let twin = self.idle_twin(model, lane).filter(|_| lane.cores.is_subset(slots.free));
             return Some((twin.unwrap_or(lane), batch));
+        }
+        if queue.terms.sequences.is_some() {
+            return Some((lane, batch));
         }
         // Nobody else wants the other cores.
         let to_spare = self.queued == batch.requests.len() && self.load.is_light();

@@ -18,7 +18,10 @@ impl Policy {
             if self.running.iter().any(|step| step.lane.id == lane.id) {
                 continue;
             }
-            let batch = queue.batch_from(key, now, self.setting(now, lane.cores, Beside::Usual));
+            let batch = self.batch(now, model, key, self.setting(now, lane.cores, Beside::Usual));
+            if batch.requests.is_empty() {
+                continue;
+            }
             if batch.ripe_at > now {
                 self.wait_until_ripe(batch.ripe_at, &mut walk);
             } else {

@@ -106,7 +106,16 @@ impl Policy {
         slots: Slots,
     ) -> Result<(LaneShape, Candidate), NotNow> {
         let queue = &self.models[&model];
+        if self.has_its_step(model) {
+            return Err(NotNow::NoLane);
+        }
+        if let Some(placed) = self.place_wide_iteration(now, model, key, slots) {
+            return Ok(placed);
+        }
         let (lane, narrow) = self.place_narrow(now, model, key, slots)?;
+        if queue.terms.sequences.is_some() {
+            return if narrow.requests.is_empty() { Err(NotNow::NoLane) } else { Ok((lane, narrow)) };
+        }
         let Some(width) = queue.terms.widths.last().copied().filter(|width| *width > queue.terms.widths[0])
         else {
             return Ok((lane, narrow));
@@ -143,7 +152,7 @@ impl Policy {
         let free = lanes().filter(|lane| lane.cores.is_subset(slots.free));
         if let Some(lane) = self.fastest(now, free) {
             let batch = batch(lane);
-            let twin = self.idle_twin(lane).filter(|_| self.load.is_long(batch.predicted));
+            let twin = self.idle_twin(model, lane).filter(|_| self.load.is_long(batch.predicted));
             return Ok((twin.unwrap_or(lane), batch));
         }
         let lane = lanes().max_by_key(|lane| self.pressing(lane.cores)).ok_or(NotNow::NoLane)?;

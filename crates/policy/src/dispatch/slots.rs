@@ -1,7 +1,7 @@
 //! Where a step could run now: which cores are open to urgent steps, which are entirely free, and what a
 //! step begun there would preempt.
 
-use quadrant_types::{CoreSet, SchedulingClass, Time};
+use quadrant_types::{CoreSet, ModelId, SchedulingClass, Time};
 
 use crate::policy::Policy;
 use crate::running::Running;
@@ -32,8 +32,12 @@ impl Policy {
         self.lanes.iter().copied().filter(fits)
     }
 
-    /// The idle-class lane on the same cores.
-    pub(super) fn idle_twin(&self, lane: LaneShape) -> Option<LaneShape> {
+    /// The idle-class lane on the same cores, if steps of the model may run there: on several cores only
+    /// iterations do.
+    pub(super) fn idle_twin(&self, model: ModelId, lane: LaneShape) -> Option<LaneShape> {
+        if lane.cores.len() > 1 && self.models[&model].terms.sequences.is_none() {
+            return None;
+        }
         let twin = |other: &&LaneShape| other.class == SchedulingClass::Idle && other.cores == lane.cores;
         self.lanes.iter().find(twin).copied()
     }

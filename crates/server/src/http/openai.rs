@@ -1,11 +1,11 @@
-//! The paths of OpenAI's API, and how it shows errors. So far embeddings and the list of models that make
-//! them.
+//! The paths of OpenAI's API, how it shows errors, and the list of models that it knows.
 
 use http::Response;
 use quadrant_node::ModelEntry;
 use quadrant_types::{Error, ErrorCode};
 
 use crate::errors::bounded_message;
+use crate::http::embeddings;
 use crate::http::response::json;
 use crate::http::segments::Segments;
 use crate::http::text::{push_list, push_string};
@@ -13,13 +13,20 @@ use crate::http::with_error_headers;
 
 /// Whether errors of this path have OpenAI's shape.
 pub(crate) fn is_ours(path: &str) -> bool {
-    within(path.strip_suffix('/').unwrap_or(path))
-        .is_some_and(|rest| rest == "models" || rest == "embeddings" || rest.starts_with("models/"))
+    within(path.strip_suffix('/').unwrap_or(path)).is_some_and(|rest| {
+        let known = ["models", "embeddings", "chat/completions", "completions", "tokenize", "detokenize"];
+        known.contains(&rest) || rest.starts_with("models/")
+    }) || matches!(path, "/tokenize" | "/detokenize")
 }
 
 /// What follows the API's prefix, of which there are two: KServe moves OpenAI's paths aside.
 pub(crate) fn within(path: &str) -> Option<&str> {
     path.strip_prefix("/v1/").or_else(|| path.strip_prefix("/openai/v1/"))
+}
+
+/// Whether a model answers any of these calls.
+pub(crate) fn answers(entry: &ModelEntry) -> bool {
+    entry.language.is_some() || embeddings::answers(entry)
 }
 
 /// The models that answer these calls.
@@ -60,7 +67,7 @@ pub(crate) fn error_response(error: &Error) -> Response<Segments> {
 }
 
 /// What OpenAI calls an error with this code.
-const fn kind(code: ErrorCode) -> &'static str {
+pub(crate) const fn kind(code: ErrorCode) -> &'static str {
     match code {
         ErrorCode::InvalidArgument | ErrorCode::NotFound | ErrorCode::TooLarge | ErrorCode::Unsupported => {
             "invalid_request_error"

@@ -13,7 +13,7 @@ use crate::http::response::json;
 use crate::http::route::Page;
 use crate::http::segments::Segments;
 use crate::http::text::{push_integer, push_list, push_string};
-use crate::http::{embeddings, error_response, openai};
+use crate::http::{error_response, openai};
 use crate::json::Cursor;
 use crate::metadata::{self, EXTENSIONS, SERVER_NAME, SERVER_VERSION};
 
@@ -50,7 +50,7 @@ pub(crate) fn page(shared: &Shared, caller: &Caller, page: &Page<'_>) -> Respons
             json(openai::models(seen.iter().map(|entry| &**entry)))
         }
         Page::OpenAiModel(name) => match handle.find(name, None) {
-            Ok(entry) if embeddings::answers(&entry) => json(openai::model(&entry)),
+            Ok(entry) if openai::answers(&entry) => json(openai::model(&entry)),
             Ok(_) => {
                 let what = format!("the model `{name}` answers no call of this API");
                 openai::error_response(&Error::new(ErrorCode::NotFound, what))
@@ -72,7 +72,7 @@ fn openai_models(handle: &Handle, caller: &Caller) -> impl Iterator<Item = Arc<M
     let mut names: Vec<String> = handle.index().into_iter().map(|line| line.name).collect();
     names.dedup();
     let seen = names.into_iter().filter(|name| caller.sees(name));
-    seen.filter_map(|name| handle.find(&name, None).ok()).filter(|entry| embeddings::answers(entry))
+    seen.filter_map(|name| handle.find(&name, None).ok()).filter(|entry| openai::answers(entry))
 }
 
 /// Nothing to say but that it is done.

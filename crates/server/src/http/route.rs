@@ -2,7 +2,9 @@
 
 use std::borrow::Cow;
 
+use crate::http::completions::Form;
 use crate::http::openai;
+use crate::http::tokens::Direction;
 use crate::repository::Change;
 
 /// What a path asks for. Names are borrowed from the path unless they are percent-encoded.
@@ -14,6 +16,10 @@ pub(crate) enum Route<'a> {
     Infer(Cow<'a, str>, Option<u64>),
     /// OpenAI's.
     Embeddings,
+    /// OpenAI's, of something that is generated.
+    Generate(Form),
+    /// vLLM's.
+    Tokens(Direction),
 }
 
 /// What is read rather than inferred.
@@ -47,6 +53,8 @@ pub(crate) fn route(path: &str) -> Option<Route<'_>> {
         };
         return match rest {
             "embeddings" => Some(Route::Embeddings),
+            "chat/completions" => Some(Route::Generate(Form::Chat)),
+            "completions" => Some(Route::Generate(Form::Completion)),
             "models" => Some(Route::Page(Page::OpenAiModels)),
             "health" => Some(Route::Page(Page::Live)),
             _ => named(),
@@ -57,6 +65,8 @@ pub(crate) fn route(path: &str) -> Option<Route<'_>> {
             Some(Route::Page(Page::Live))
         }
         "/v2/health/ready" | "/ready" | "/readyz" => Some(Route::Page(Page::Ready)),
+        "/tokenize" => Some(Route::Tokens(Direction::FromText)),
+        "/detokenize" => Some(Route::Tokens(Direction::ToText)),
         "/v2" => Some(Route::Page(Page::Server)),
         "/v2/models" => Some(Route::Page(Page::Models)),
         _ => None,
@@ -137,7 +147,10 @@ mod tests {
             ("/v1/models", Some(Route::Page(Page::OpenAiModels))),
             ("/v1/models/a%20b", Some(Route::Page(Page::OpenAiModel("a b".into())))),
             ("/v1/health", Some(Route::Page(Page::Live))),
-            ("/v1/completions", None),
+            ("/v1/completions", Some(Route::Generate(Form::Completion))),
+            ("/openai/v1/chat/completions", Some(Route::Generate(Form::Chat))),
+            ("/tokenize", Some(Route::Tokens(Direction::FromText))),
+            ("/v1/responses", None),
             ("/v1/models//", None),
             ("/v2/repository/index", Some(Route::Index)),
             ("/v2/repository/models/m/load", Some(Route::Repository(Change::Load, m()))),

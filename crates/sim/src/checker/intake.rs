@@ -62,6 +62,8 @@ impl Checker {
             }
             Event::Drain => self.draining = true,
             Event::Tenant(tenant, terms) => self.set_book(now, *tenant, *terms),
+            // The simulator has no sequences yet; `policy/tests/generation.rs` plays them.
+            Event::Sequence(..) | Event::ReaderStalled(_) | Event::ReaderReady(_) => {}
             Event::Left(_)
             | Event::Tick
             | Event::Resident(_)
@@ -84,7 +86,9 @@ impl Checker {
         let latest = request.arrived + self.limits.wait_max;
         let expires = match request.objective {
             Objective::BestEffort => latest,
-            Objective::EndBy(time) | Objective::Target { until: time, .. } => time.min(latest),
+            Objective::EndBy(time)
+            | Objective::Target { until: time, .. }
+            | Objective::Tokens { until: time, .. } => time.min(latest),
         };
         let known = Known { request, expires, place: Place::AtTheDoor, alone: false, counted: false };
         self.live.insert(request.id, known);

@@ -100,6 +100,7 @@ fn model(width: usize, rows_max: u32, traffic: Vec<Traffic>) -> ModelPlan {
             costs: vec![cost(1), cost(rows_max.max(2))],
             row_bytes: 1,
             unmet: Unmet::Refuse,
+            sequences: None,
         },
         up_at: Time::ZERO,
         down_at: None,

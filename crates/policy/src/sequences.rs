@@ -1,0 +1,391 @@
+//! Requests that generate: a sequence of tokens that comes back for the next one after every step.
+//!
+//! After a step a sequence waits again like any other request, with the time of its next token for a
+//! deadline: the first token's own, and from then on one `each` later for every token. So a sequence that is
+//! ahead has time, which others may use, and the order of deadlines holds across all models.
+//!
+//! The keys and values of its tokens lie in pages, which it has from its first step on. If a page is wanted
+//! and none is free, the sequence that began last gives all of its own back and computes them again later.
+//! (On a device with a memory of its own they could be moved to the host instead. Here that is the same
+//! memory.)
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quadrant_types::{
+    Ending, Error, ModelId, Objective, PageHash, PageId, Priority, Request, RequestId, Time, Work,
+};
+
+use crate::admission::{Plan, unloaded, unmeetable};
+use crate::cost::Kind;
+use crate::iteration_cost::{iteration_kind, keys_of};
+use crate::queue::{ModelQueue, OrderKey};
+use crate::running::Running;
+use crate::span::scaled;
+use crate::{Action, Discipline, Policy, SequenceTerms, Slice};
+
+/// The share of the device that sequences and all else may ask for together, for new ones to be let in.
+const PACE_MAX: f64 = 0.95;
+
+/// What is kept of a request that generates.
+#[derive(Clone, Debug)]
+pub(crate) struct Sequence {
+    /// What is in the whole pages of its prompt.
+    pub(crate) prefix: Arc<[PageHash]>,
+    /// Its tokens: the prompt's and those that were generated.
+    pub(crate) length: u32,
+    /// Tokens whose keys and values are in its pages.
+    pub(crate) done: u32,
+    /// Its pages, in order; none before its first step and after it was preempted.
+    pub(crate) pages: Vec<PageId>,
+    /// Tokens that were generated.
+    pub(crate) generated: u32,
+    /// When the first of them was there.
+    first_at: Time,
+    /// Its reader does not keep up, so it waits in no queue.
+    pub(crate) paused: bool,
+}
+
+impl Sequence {
+    pub(crate) fn new(prompt: u32, prefix: Arc<[PageHash]>) -> Self {
+        Self {
+            prefix,
+            length: prompt,
+            done: 0,
+            pages: Vec::new(),
+            generated: 0,
+            first_at: Time::ZERO,
+            paused: false,
+        }
+    }
+
+    /// Tokens to be computed until the next one is known.
+    pub(crate) fn remaining(&self) -> u32 {
+        self.length - self.done
+    }
+
+    pub(crate) fn has_begun(&self) -> bool {
+        !self.pages.is_empty()
+    }
+}
+
+impl SequenceTerms {
+    /// Pages of so many tokens.
+    pub(crate) fn pages_of(&self, tokens: u32) -> usize {
+        tokens.div_ceil(self.page_tokens.max(1)) as usize
+    }
+}
+
+impl Policy {
+    /// Sequences of this model that have begun, and those that wait to.
+    pub fn sequences(&self, model: ModelId) -> (usize, usize) {
+        let own = |id: &RequestId| self.live.get(id).is_some_and(|live| live.request.model == model);
+        let all = self.sequences.iter().filter(|(id, _)| own(id));
+        let (begun, waiting): (Vec<_>, Vec<_>) = all.partition(|(_, sequence)| sequence.has_begun());
+        (begun.len(), waiting.len())
+    }
+
+    /// Pages of this model that sequences have, and all that there are.
+    pub fn pages(&self, model: ModelId) -> (usize, usize) {
+        let pages = self.models.get(&model).and_then(|queue| queue.pages.as_ref());
+        pages.map_or((0, 0), |pages| (pages.len() - pages.free(), pages.len()))
+    }
+
+    /// How often a sequence gave its pages back to others, over all models.
+    pub fn sequences_preempted(&self) -> u64 {
+        self.sequences_preempted
+    }
+
+    /// Whether the model does what is asked for, and the whole of it.
+    pub(crate) fn can_be_run(&self, queue: &ModelQueue, work: &Work) -> Result<(), Error> {
+        match (work, &queue.terms.sequences) {
+            (Work::Once { .. }, None) => Ok(()),
+            (Work::Once { .. }, Some(_)) => Err(Error::invalid("the model generates; it runs nothing once")),
+            (Work::Generate { .. }, None) => Err(Error::invalid("the model generates nothing")),
+            (Work::Generate { prompt, new_max, .. }, Some(terms)) => {
+                let (length, tokens_max) = (u64::from(*prompt) + u64::from(*new_max), terms.longest());
+                if *prompt > 0 && *new_max > 0 && length <= u64::from(tokens_max) {
+                    return Ok(());
+                }
+                Err(Error::invalid(format!(
+                    "a prompt of `{prompt}` tokens and `{new_max}` more are not between 2 and `{tokens_max}`"
+                )))
+            }
+        }
+    }
+
+    /// Puts a sequence in its place, for its next token.
+    pub(crate) fn sequence_plan(&self, now: Time, request: &Request) -> Plan {
+        let Some(sequence) = self.sequences.get(&request.id) else { return self.best_effort_plan(request) };
+        let latest = now + self.limits.wait_max;
+        let (deadline, until) = match (request.objective, self.discipline) {
+            (Objective::Tokens { first_by, each, until }, Discipline::Quadrant | Discipline::Clockwork) => {
+                let next = sequence.first_at + each.saturating_mul(sequence.generated);
+                (Some(if sequence.generated == 0 { first_by } else { next }), until)
+            }
+            (Objective::Tokens { until, .. } | Objective::Target { until, .. }, _) => (None, until),
+            (Objective::EndBy(until), _) => (None, until),
+            (Objective::BestEffort, _) => (None, Time::MAX),
+        };
+        let expires = until.min(latest);
+        let Some(deadline) = deadline else {
+            let easy = self.discipline == Discipline::Quadrant;
+            let rank = if easy { u64::from(request.priority.0) } else { request.arrived.as_nanos() };
+            let key = OrderKey { easy, rank, id: request.id };
+            return Plan { key, deadline: Time::MAX, expires, work: Duration::ZERO, due: Time::MAX };
+        };
+        let queue = &self.models[&request.model];
+        let from = sequence.done.max(self.cached(queue, request, sequence).0);
+        let step = |width: &usize| {
+            let own = self.rest(queue, (from, sequence.length), *width, self.slowdown.mean(now));
+            (*width, own, queue.costs.high(own))
+        };
+        let widths = &queue.terms.widths;
+        let fast_enough = widths.iter().map(step).find(|(_, _, high)| now + *high <= deadline);
+        let (width, own, high) = fast_enough.unwrap_or_else(|| step(&widths[widths.len() - 1]));
+        let start_by = deadline - high;
+        let key = OrderKey { easy: false, rank: start_by.as_nanos(), id: request.id };
+        // One token more adds little to those that are computed anyway.
+        let alone = sequence.length - from <= 1 && !queue.begun.is_empty();
+        let share = width as f64 * self.per_core;
+        let work = if alone { own / u32::try_from(queue.begun.len() + 1).unwrap_or(u32::MAX) } else { own };
+        let due = start_by + scaled(own, share.min(1.0));
+        Plan { key, deadline, expires, work: scaled(work, share), due }
+    }
+
+    /// How long the tokens from one to another take, in as large steps as there are.
+    fn rest(&self, queue: &ModelQueue, (from, to): (u32, u32), width: usize, slowdown: f64) -> Duration {
+        let step = |from: u32, tokens: u32| {
+            let kind = Kind { rows: tokens, ..iteration_kind(width) };
+            queue.costs.predict_at(kind, keys_of(from, tokens), slowdown)
+        };
+        let largest = queue.terms.rows_max.max(1);
+        let (whole, last) = ((to - from) / largest, (to - from) % largest);
+        let middle = from + whole / 2 * largest;
+        let rest = if last > 0 { step(to - last, last) } else { Duration::ZERO };
+        if whole > 0 { step(middle, largest).saturating_mul(whole) + rest } else { rest }
+    }
+
+    /// Tokens at the beginning of a prompt whose keys and values are known already, and whether those of the
+    /// next page are being computed for somebody else. The last token is always computed: it says which is
+    /// next.
+    pub(crate) fn cached(&self, queue: &ModelQueue, request: &Request, sequence: &Sequence) -> (u32, bool) {
+        let (Some(pages), Some(terms)) = (&queue.pages, &queue.terms.sequences) else { return (0, false) };
+        let most = (sequence.length.saturating_sub(1) / terms.page_tokens.max(1)) as usize;
+        let usable = &sequence.prefix[..sequence.prefix.len().min(most)];
+        let known = usable.iter().take_while(|hash| pages.find((request.tenant, **hash)).is_some()).count();
+        let is_coming =
+            usable.get(known).is_some_and(|hash| queue.coming.contains_key(&(request.tenant, *hash)));
+        (u32::try_from(known).unwrap_or(0) * terms.page_tokens, is_coming)
+    }
+
+    /// Whether all sequences would still have their tokens in time if this one came, too.
+    pub(crate) fn keeps_pace(&self, now: Time, request: &Request) -> Result<(), Error> {
+        let Objective::Tokens { each, .. } = request.objective else { return Ok(()) };
+        let queue = &self.models[&request.model];
+        let (mut count, mut keys, mut least) = (1_u32, u64::from(request.work.rows()), each);
+        for (id, sequence) in &self.sequences {
+            let Some(live) = self.live.get(id).filter(|live| live.request.model == request.model) else {
+                continue;
+            };
+            if let Objective::Tokens { each, .. } = live.request.objective {
+                count += 1;
+                keys += u64::from(sequence.length);
+                least = least.min(each);
+            }
+        }
+        let width = *queue.terms.widths.last().expect("a model has a width");
+        let kind = Kind { rows: count, ..iteration_kind(width) };
+        let step = queue.costs.high(queue.costs.predict_at(kind, keys, self.slowdown.mean(now)));
+        let share = step.as_secs_f64() * width as f64 * self.per_core / least.as_secs_f64().max(1e-9);
+        let others: f64 = self.models.values().map(|queue| queue.account.takes(now)).sum();
+        if share + others <= PACE_MAX || count == 1 && share <= 1.0 {
+            return Ok(());
+        }
+        let text = format!(
+            "at the present load a token of each of the `{count}` sequences would take more than {least:.1?}"
+        );
+        Err(unmeetable(&text).retry_after(Duration::from_secs(1)))
+    }
+
+    /// A sequence begins, whose tokens up to this place are known: it shares their pages.
+    pub(crate) fn share_known(&mut self, model: ModelId, id: RequestId, place: u32) {
+        let tenant = self.live[&id].request.tenant;
+        let queue = self.models.get_mut(&model).expect("its step is about to begin");
+        let (Some(terms), Some(pages)) = (queue.terms.sequences, &mut queue.pages) else { return };
+        let sequence = self.sequences.get_mut(&id).expect("a sequence is live");
+        if sequence.has_begun() {
+            return;
+        }
+        let known = (place / terms.page_tokens.max(1)) as usize;
+        for hash in &sequence.prefix[..known] {
+            let page = pages.find((tenant, *hash)).expect("it was just found");
+            pages.share(page);
+            sequence.pages.push(page);
+        }
+        sequence.done = place;
+        for hash in &sequence.prefix[known..] {
+            queue.coming.entry((tenant, *hash)).or_insert(id);
+        }
+    }
+
+    /// A step of sequences begins: gives one of them the pages that it needs, and says what is computed of
+    /// it.
+    pub(crate) fn cut_slice(&mut self, model: ModelId, id: RequestId, tokens: u32) -> Slice {
+        let queue = self.models.get_mut(&model).expect("its step is about to begin");
+        let terms = queue.terms.sequences.expect("only a model that generates has sequences");
+        let pages = queue.pages.as_mut().expect("a model that generates has pages");
+        let sequence = self.sequences.get_mut(&id).expect("a sequence is live");
+        while sequence.pages.len() < terms.pages_of(sequence.length) {
+            let page = pages.take().expect("no more are begun than there are pages for");
+            sequence.pages.push(page);
+        }
+        Slice { from: sequence.done, tokens, pages: sequence.pages.clone() }
+    }
+
+    /// A sequence gives its pages back.
+    pub(crate) fn leave_pages(&mut self, model: ModelId, id: RequestId) {
+        let Some(sequence) = self.sequences.get_mut(&id) else { return };
+        sequence.done = 0;
+        let left = std::mem::take(&mut sequence.pages);
+        let Some(queue) = self.models.get_mut(&model) else { return };
+        if left.is_empty() {
+            return;
+        }
+        queue.coming.retain(|_, by| *by != id);
+        if let Some(pages) = &mut queue.pages {
+            // The beginning is what others may want most.
+            left.into_iter().rev().for_each(|page| pages.leave(page));
+        }
+    }
+
+    /// A waiting sequence makes room for one that began before it.
+    pub(crate) fn preempt_sequence(&mut self, now: Time, id: RequestId) {
+        let Live { request, alone } = self.take_out(id);
+        self.leave_pages(request.model, id);
+        self.sequences_preempted += 1;
+        self.wait_for_token(now, id, alone);
+    }
+
+    /// Every sequence of a step has its tokens, but those that left; these are over.
+    pub(crate) fn iterated(
+        &mut self,
+        now: Time,
+        step: &Running,
+        over: &[RequestId],
+        actions: &mut Vec<Action>,
+    ) {
+        for (id, tokens) in step.requests.iter().zip(&step.parts) {
+            let Some(live) = self.live.get(id).copied() else { continue };
+            if now > live.plan.deadline {
+                self.note_late(now, *id);
+            }
+            let Some(queue) = self.models.get_mut(&step.model) else {
+                self.end(*id, Ending::Failed(unloaded()), actions);
+                continue;
+            };
+            let sequence = self.sequences.get_mut(id).expect("a sequence is live");
+            let before = sequence.done;
+            sequence.done += tokens;
+            if sequence.done == sequence.length {
+                sequence.length += 1;
+                sequence.generated += 1;
+                if sequence.generated == 1 {
+                    sequence.first_at = now;
+                }
+            }
+            let page_tokens = queue.terms.sequences.map_or(1, |terms| terms.page_tokens.max(1));
+            for at in (before / page_tokens) as usize..(sequence.done / page_tokens) as usize {
+                let (Some(hash), Some(pages)) = (sequence.prefix.get(at), &mut queue.pages) else { break };
+                let content = (live.request.tenant, *hash);
+                queue.coming.remove(&content);
+                pages.publish(sequence.pages[at], content);
+            }
+            if over.contains(id) {
+                self.end(*id, Ending::Completed, actions);
+                continue;
+            }
+            self.live.get_mut(id).expect("it goes on").step = None;
+            self.wait_for_token(now, *id, false);
+        }
+    }
+
+    /// A live sequence that waits nowhere waits for its next token.
+    pub(crate) fn wait_for_token(&mut self, now: Time, id: RequestId, alone: bool) {
+        let live = self.live[&id];
+        let plan = self.sequence_plan(now, &live.request);
+        self.expiries.remove(&(live.plan.expires, id));
+        self.expiries.insert((plan.expires, id));
+        self.live.get_mut(&id).expect("just seen").plan = plan;
+        if !self.sequences[&id].paused {
+            self.enqueue(id, alone);
+        }
+    }
+
+    /// Takes a waiting request out of its queue.
+    fn take_out(&mut self, id: RequestId) -> Live {
+        let live = self.live[&id];
+        let alone = self.models[&live.request.model].waiting[&live.plan.key].alone;
+        self.dequeue(id, None);
+        Live { request: live.request, alone }
+    }
+
+    /// The reader of a sequence's tokens does not keep up: it waits until he does, or has waited for too
+    /// long.
+    pub(crate) fn reader_stalled(&mut self, id: RequestId) {
+        let Some(sequence) = self.sequences.get_mut(&id) else { return };
+        let paused = std::mem::replace(&mut sequence.paused, true);
+        if !paused && self.live.get(&id).is_some_and(|live| live.step.is_none() && !live.parked) {
+            self.dequeue(id, None);
+        }
+    }
+
+    /// He is ready for more.
+    pub(crate) fn reader_ready(&mut self, now: Time, id: RequestId) {
+        let Some(sequence) = self.sequences.get_mut(&id) else { return };
+        let paused = std::mem::replace(&mut sequence.paused, false);
+        if paused && self.live.get(&id).is_some_and(|live| live.step.is_none() && !live.parked) {
+            self.wait_for_token(now, id, false);
+        }
+    }
+
+    /// Whether its reader does not keep up, so that it waits nowhere.
+    pub(crate) fn is_paused(&self, id: RequestId) -> bool {
+        self.sequences.get(&id).is_some_and(|sequence| sequence.paused)
+    }
+
+    /// For the invariants: pages are with the sequences that have them, and nobody waits twice.
+    pub(crate) fn pages_are_sound(&self) -> bool {
+        let live = self.sequences.iter().all(|(id, sequence)| {
+            let fits = |terms: &SequenceTerms| terms.pages_of(sequence.done) <= sequence.pages.len();
+            self.live.get(id).is_some_and(|live| {
+                let terms = self.models.get(&live.request.model).and_then(|queue| queue.terms.sequences);
+                terms.as_ref().is_none_or(fits)
+            })
+        });
+        live && self.models.iter().all(|(model, queue)| {
+            let own = |id: &RequestId| self.live.get(id).is_some_and(|live| live.request.model == *model);
+            let held: Vec<PageId> = self
+                .sequences
+                .iter()
+                .filter(|(id, _)| own(id))
+                .flat_map(|(_, sequence)| sequence.pages.iter().copied())
+                .collect();
+            let users = |page| u32::try_from(held.iter().filter(|held| **held == page).count()).unwrap_or(0);
+            queue.pages.as_ref().is_none_or(|pages| pages.is_sound(users))
+        })
+    }
+
+    /// How important a waiting request is when others are to make room: one that has begun to answer is never
+    /// given up for one that has not.
+    pub(crate) fn rank_of(&self, request: &Request) -> Priority {
+        let has_answered = self.sequences.get(&request.id).is_some_and(|sequence| sequence.generated > 0);
+        if has_answered { Priority(0) } else { request.priority }
+    }
+}
+
+/// A request that was taken out of its queue.
+struct Live {
+    request: Request,
+    alone: bool,
+}

@@ -1,0 +1,322 @@
+//! `POST /v1/chat/completions` and `/v1/completions`: an answer that is generated, as a whole or as it comes.
+//!
+//! Several answers to one request are as many requests of the scheduler, which share what is computed of
+//! their prompt. A stream's headers leave with its first token, so whatever keeps it from beginning has its
+//! own status.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::stream::{self, Stream, StreamExt};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Response};
+use quadrant_node::{
+    Finish, Generated, Generation, GenerationRequest, Language, ModelEntry, Pace, TokenStream,
+};
+use quadrant_types::{Error, Priority, Time};
+use serde_json::{Value, json};
+
+use super::told;
+use crate::access::Caller;
+use crate::heavy::HEAVY_BYTES;
+use crate::http::asked::{Asked, Prompt};
+use crate::http::body::{self, RequestReader};
+use crate::http::completions::{Form, Usage, error_event};
+use crate::http::segments::Segments;
+use crate::http::{explain, openai, response};
+use crate::terms::Terms;
+use crate::{Shared, deadline};
+
+/// One of the answers, as it comes.
+struct Choice {
+    index: usize,
+    tokens: TokenStream,
+}
+
+/// What is common to all parts of an answer.
+pub(crate) struct Head {
+    pub(crate) form: Form,
+    pub(crate) id: String,
+    pub(crate) created: u64,
+    pub(crate) model: String,
+    pub(crate) language: Arc<Language>,
+    /// What stands before every answer.
+    pub(crate) echo: String,
+}
+
+/// Answers a request for something to be generated, and says so. A stream goes on after that.
+pub(crate) async fn respond(
+    shared: &Arc<Shared>,
+    (started, caller): (Time, &Caller),
+    (form, headers): (Form, &HeaderMap),
+    body: &mut RequestReader,
+) -> Response<Segments> {
+    let as_openai =
+        |model: &str, result| told(shared, started, model, headers, result, openai::error_response);
+    let terms = Terms::from_headers(shared, headers, caller.tenant());
+    let terms = terms.and_then(|terms| shared.handle.may_send(caller.tenant()).map(|()| terms));
+    let terms = match terms {
+        Ok(terms) => terms,
+        Err(error) => {
+            body::discard(headers, body).await;
+            return as_openai("", Err(error));
+        }
+    };
+    let asked = match body::read(shared, headers, body, 0).await {
+        Ok(bytes) => {
+            let length = bytes.len();
+            let parse = move || match form {
+                Form::Chat => Asked::chat(&bytes),
+                Form::Completion => Asked::completion(&bytes),
+            };
+            shared.heavy.run(length > HEAVY_BYTES, parse).await.map(|asked| (asked, length))
+        }
+        Err(error) => Err(error),
+    };
+    let asked = match asked {
+        Ok(asked) => asked,
+        Err(error) => return as_openai("", Err(error)),
+    };
+    let model = asked.0.model.clone();
+    let entry = caller.may_use(shared, &model).and_then(|()| shared.handle.find(&model, None));
+    let result = match entry {
+        Ok(entry) => answer(shared, &entry, (headers, form), terms, asked).await,
+        Err(error) => Err(error),
+    };
+    as_openai(&model, result)
+}
+
+/// Answers a request that has arrived.
+///
+/// # Errors
+/// The model does not do this, or what the node says.
+async fn answer(
+    shared: &Arc<Shared>,
+    entry: &Arc<ModelEntry>,
+    (headers, form): (&HeaderMap, Form),
+    terms: Terms,
+    (asked, bytes_in): (Asked, usize),
+) -> Result<Response<Segments>, Error> {
+    let pace = pace(headers, terms)?;
+    let (stream, include_usage, echo) = (asked.stream, asked.include_usage, asked.echo);
+    let there = (Arc::clone(shared), Arc::clone(entry));
+    let arrived = shared.handle.now();
+    // Templates, tokenizers and grammars may take a while.
+    let prepare = move || prepare(&there, &asked, (terms, pace), (arrived, bytes_in));
+    let Prepared { requests, language, prompt } =
+        shared.heavy.run(true, prepare).await.inspect_err(|error| entry.record_failure(error))?;
+    let prompt_tokens = requests.first().map_or(0, |request| request.generation.prompt.len());
+    let mut choices = Vec::with_capacity(requests.len());
+    for (index, request) in requests.into_iter().enumerate() {
+        let handle = shared.handle.clone();
+        let tokens =
+            shared.heavy.run(request.generation.grammar.is_some(), move || handle.generate(request)).await?;
+        choices.push(Choice { index, tokens });
+    }
+    let first = choices.first().map(|choice| choice.tokens.id()).unwrap_or_default();
+    let head = Head {
+        form,
+        id: format!("{}-{}", form.prefix(), first.0),
+        created: shared.handle.unix_seconds(),
+        model: entry.spec.name.to_string(),
+        language,
+        echo: if echo { prompt } else { String::new() },
+    };
+    let mut response = match stream {
+        true => streamed(head, choices, prompt_tokens, include_usage).await?,
+        false => whole(&head, choices, prompt_tokens).await?,
+    };
+    response.headers_mut().insert(explain::REQUEST_HEADER, explain::header(first));
+    Ok(response)
+}
+
+/// When tokens are wanted, by the headers of inference gateways.
+fn pace(headers: &HeaderMap, terms: Terms) -> Result<Pace, Error> {
+    let header = |name: &str| {
+        let value = headers.get(name).map(HeaderValue::as_bytes);
+        value.map(|value| deadline::from_milliseconds(name, value)).transpose()
+    };
+    let first = header("x-slo-ttft-ms")?.or(terms.latency);
+    Ok(Pace { first, each: header("x-slo-tpot-ms")?, timeout: terms.timeout })
+}
+
+struct Prepared {
+    requests: Vec<GenerationRequest>,
+    language: Arc<Language>,
+    prompt: String,
+}
+
+fn prepare(
+    (shared, entry): &(Arc<Shared>, Arc<ModelEntry>),
+    asked: &Asked,
+    (terms, pace): (Terms, Pace),
+    (arrived, bytes_in): (Time, usize),
+) -> Result<Prepared, Error> {
+    let name = &entry.spec.name;
+    let language = entry.language.clone();
+    let language =
+        language.ok_or_else(|| Error::invalid(format!("the model `{name}` does not generate text")))?;
+    let (prompt, text) = prompt_of(&language, name, &asked.prompt)?;
+    let longest = entry.terms.sequences.map_or(0, |sequences| sequences.longest()) as usize;
+    let left = longest.saturating_sub(prompt.len());
+    let tokens_max = asked.tokens_max.map_or(left, |tokens| tokens as usize);
+    if prompt.is_empty() {
+        return Err(Error::invalid("the prompt is empty"));
+    }
+    if left == 0 || tokens_max > left {
+        let (has, wanted) = (prompt.len(), tokens_max);
+        return Err(Error::invalid(format!(
+            "this model's maximum context length is `{longest}` tokens; the prompt has `{has}`, and `{wanted}` \
+             more are asked for"
+        )));
+    }
+    let seed = asked.seed.unwrap_or_else(|| shared.handle.now().as_nanos());
+    let priority = asked.priority.map(Priority).or(terms.priority).unwrap_or(entry.priority);
+    let request = |index: u32| {
+        let mut sampling = asked.sampling.clone();
+        sampling.seed = seed.wrapping_add(u64::from(index));
+        GenerationRequest {
+            model: Arc::clone(entry),
+            generation: Generation {
+                prompt: prompt.clone(),
+                tokens_max: u32::try_from(tokens_max).unwrap_or(u32::MAX),
+                sampling,
+                stops: asked.stops.clone(),
+                ignores_end: asked.ignores_end,
+                grammar: asked.grammar.clone(),
+            },
+            priority,
+            tenant: terms.tenant,
+            pace,
+            arrived,
+            bytes_in: bytes_in as u64,
+        }
+    };
+    let requests = (0..asked.choices).map(request).collect();
+    Ok(Prepared { requests, language, prompt: text })
+}
+
+/// The tokens of a prompt, and its text.
+pub(crate) fn prompt_of(
+    language: &Language,
+    name: &str,
+    prompt: &Prompt,
+) -> Result<(Vec<u32>, String), Error> {
+    let text = match prompt {
+        Prompt::Text(text) => text.clone(),
+        Prompt::Chat(messages) => {
+            let template = language.template.as_ref().ok_or_else(|| {
+                Error::invalid(format!(
+                    "the file of the model `{name}` has no chat template; send the text to `/v1/completions`"
+                ))
+            })?;
+            template.render(messages).map_err(|error| Error::invalid(error.to_string()))?
+        }
+        Prompt::Tokens(tokens) => {
+            let count = language.tokenizer.token_count();
+            if let Some(unknown) = tokens.iter().find(|token| **token as usize >= count) {
+                return Err(Error::invalid(format!("there is no token `{unknown}`; there are `{count}`")));
+            }
+            let bytes: Vec<u8> =
+                tokens.iter().flat_map(|token| language.tokenizer.bytes(*token).to_vec()).collect();
+            return Ok((tokens.clone(), String::from_utf8_lossy(&bytes).into_owned()));
+        }
+    };
+    let tokens = language.tokenizer.encode(&text);
+    let tokens = tokens.map_err(|error| Error::invalid(format!("the prompt cannot be read: {error}")))?;
+    Ok((tokens, text))
+}
+
+/// All answers, once they are complete.
+async fn whole(head: &Head, choices: Vec<Choice>, prompt_tokens: usize) -> Result<Response<Segments>, Error> {
+    let mut usage = Usage { prompt_tokens, completion_tokens: 0 };
+    let mut answers = Vec::with_capacity(choices.len());
+    for Choice { index, mut tokens } in choices {
+        let mut all = Vec::new();
+        while let Some(token) = tokens.next().await {
+            all.push(token?);
+        }
+        usage.completion_tokens += all.len();
+        answers.push(head.form.whole(head, index, &all));
+    }
+    let answer = json!({
+        "id": head.id,
+        "object": head.form.object(false),
+        "created": head.created,
+        "model": head.model,
+        "choices": answers,
+        "usage": usage.value(),
+    });
+    Ok(response::json(answer.to_string()))
+}
+
+/// The tokens of all answers as they come.
+async fn streamed(
+    head: Head,
+    choices: Vec<Choice>,
+    prompt_tokens: usize,
+    include_usage: bool,
+) -> Result<Response<Segments>, Error> {
+    let count = choices.len();
+    let each = choices.into_iter().map(|Choice { index, tokens }| {
+        Box::pin(stream::unfold(tokens, move |mut tokens| async move {
+            let next = tokens.next().await?;
+            Some(((index, next), tokens))
+        })) as Pin<Box<dyn Stream<Item = (usize, Result<Generated, Error>)> + Send>>
+    });
+    let mut tokens = stream::select_all(each);
+    let first = tokens.next().await;
+    let first = match first {
+        Some((index, Ok(token))) => Some((index, Ok(token))),
+        Some((_, Err(error))) => return Err(error),
+        None => None,
+    };
+    let beginning: Vec<Bytes> =
+        (0..count).flat_map(|index| head.form.first(&head, index)).map(|part| event(&part)).collect();
+    let usage = Usage { prompt_tokens, completion_tokens: 0 };
+    let state = (stream::iter(first).chain(tokens), head, usage, false);
+    let events = stream::unfold(state, move |(mut tokens, head, mut usage, is_over)| async move {
+        if is_over {
+            return None;
+        }
+        let (bytes, is_over) = match tokens.next().await {
+            Some((index, Ok(token))) => {
+                usage.completion_tokens += 1;
+                let parts = head.form.parts(&head, index, &token);
+                (parts.into_iter().flat_map(|part| event(&part).to_vec()).collect::<Vec<u8>>(), false)
+            }
+            Some((_, Err(error))) => (event(&error_event(&error)).to_vec(), true),
+            None => {
+                let mut last = Vec::new();
+                if include_usage {
+                    let mut part = head.form.chunk(&head, &[]);
+                    part["usage"] = usage.value();
+                    last.extend_from_slice(&event(&part));
+                }
+                last.extend_from_slice(b"data: [DONE]\n\n");
+                (last, true)
+            }
+        };
+        Some((Bytes::from(bytes), (tokens, head, usage, is_over)))
+    });
+    let mut response = Response::new(Segments::streamed(stream::iter(beginning).chain(events).boxed()));
+    let events = HeaderValue::from_static("text/event-stream; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, events);
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    Ok(response)
+}
+
+/// `data: {...}` and a blank line.
+fn event(value: &Value) -> Bytes {
+    Bytes::from(format!("data: {value}\n\n"))
+}
+
+/// The reason as OpenAI names it.
+pub(crate) fn finish_reason(finish: Option<&Finish>) -> Value {
+    match finish {
+        Some(Finish::Stop) => "stop".into(),
+        Some(Finish::Length) => "length".into(),
+        Some(Finish::Failed(_)) | None => Value::Null,
+    }
+}

@@ -1,0 +1,191 @@
+"""A language model over OpenAI's API, with the real client: answers, streams, formats, errors, leaving."""
+
+import json
+import threading
+import time
+import urllib.request
+
+import openai
+import pytest
+from server import Server, identity
+
+COLORS = [{"role": "user", "content": "Name three colors."}]
+CAPITAL = "The capital of France is"
+
+
+@pytest.fixture(scope="module")
+def server(assets):
+    files = {"smollm2.gguf": assets / "models/smollm2.gguf", "echo.emulated.toml": identity("FP32")}
+    with Server(files, "[device]\nprobe_s = 0.5\n[models.smollm2]\nkv_cache_mb = 64\n") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with openai.OpenAI(base_url=f"http://{server.http}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def complete(client, prompt=CAPITAL, **rest):
+    return client.completions.create(model="smollm2", prompt=prompt, temperature=0, **rest)
+
+
+def test_a_completion_and_a_chat(client):
+    answer = complete(client, max_tokens=8)
+    assert answer.choices[0].text.startswith(" Paris") and answer.choices[0].finish_reason == "length"
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (5, 8)
+    chat = client.chat.completions.create(model="smollm2", messages=COLORS, temperature=0, max_tokens=40)
+    [choice] = chat.choices
+    assert choice.message.role == "assistant" and choice.finish_reason == "stop"
+    assert choice.message.content == "1. Red\n2. Blue\n3. Green"
+    assert chat.id.startswith("chatcmpl-") and chat.object == "chat.completion"
+
+
+def test_a_stream_says_the_same(client):
+    whole = client.chat.completions.create(model="smollm2", messages=COLORS, temperature=0, max_tokens=40)
+    stream = client.chat.completions.create(
+        model="smollm2",
+        messages=COLORS,
+        temperature=0,
+        max_tokens=40,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    assert chunks[0].choices[0].delta.role == "assistant"
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "stop"
+    assert chunks[-1].choices == [] and chunks[-1].usage == whole.usage
+    parts = complete(client, max_tokens=8, stream=True)
+    assert "".join(part.choices[0].text for part in parts) == complete(client, max_tokens=8).choices[0].text
+
+
+def test_a_sequence_is_the_same_in_every_company(client):
+    alone = complete(client, max_tokens=24).choices[0].text
+    answers = {}
+
+    def ask(number):
+        prompt = CAPITAL if number % 4 == 0 else f"{number} strangers met and"
+        answers[number] = complete(client, prompt, max_tokens=24 + number % 3).choices[0].text
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(32)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 32
+    for number in range(0, 32, 4):
+        assert answers[number].startswith(alone), number
+
+
+def test_what_begins_alike_is_computed_once(client):
+    prompt = "Facts about numbers. " + " ".join(f"{number} is followed by {number + 1}." for number in range(120))
+    times, texts = [], []
+    for _ in range(4):
+        began = time.monotonic()
+        stream = complete(client, prompt, max_tokens=4, stream=True)
+        text = next(iter(stream)).choices[0].text
+        times.append(time.monotonic() - began)
+        texts.append(text + "".join(part.choices[0].text for part in stream))
+    assert len(set(texts)) == 1
+    assert min(times[1:]) < times[0] / 3, times
+
+
+def test_answers_may_be_held_to_a_form(client):
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer"}},
+        "required": ["name", "age"],
+        "additionalProperties": False,
+    }
+    answer = client.chat.completions.create(
+        model="smollm2",
+        messages=[{"role": "user", "content": "Describe a person as JSON."}],
+        temperature=1,
+        seed=3,
+        max_tokens=120,
+        response_format={"type": "json_schema", "json_schema": {"name": "person", "schema": schema}},
+    )
+    person = json.loads(answer.choices[0].message.content)
+    assert set(person) == {"name", "age"} and isinstance(person["age"], int)
+    choice = complete(client, "Yes or no?", max_tokens=8, extra_body={"guided_choice": ["yes", "no"]})
+    assert choice.choices[0].text in ("yes", "no")
+
+
+def test_log_probabilities_and_seeds(client):
+    chat = client.chat.completions.create(
+        model="smollm2", messages=COLORS, temperature=0, max_tokens=3, logprobs=True, top_logprobs=2
+    )
+    content = chat.choices[0].logprobs.content
+    assert len(content) == 3
+    for entry in content:
+        assert entry.logprob <= 0 and len(entry.top_logprobs) == 2
+        assert entry.top_logprobs[0].token == entry.token and bytes(entry.bytes).decode() == entry.token
+
+    def drawn(seed):
+        answer = client.completions.create(
+            model="smollm2", prompt="Once upon a time", max_tokens=12, seed=seed, n=2, stop=["\n"]
+        )
+        assert [choice.index for choice in answer.choices] == [0, 1]
+        return [choice.text for choice in answer.choices]
+
+    one = drawn(1)
+    assert one == drawn(1) and one != drawn(2) and one[0] != one[1]
+
+
+def test_mistakes_are_told(client):
+    for wanted, part in [
+        ({"model": "nope"}, "is not found"),
+        ({"model": "echo"}, "does not generate text"),
+        ({"max_tokens": 100_000}, "maximum context length"),
+        ({"temperature": 3}, "`temperature`"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "`tools` are not done"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": 7}}}}, ""),
+    ]:
+        with pytest.raises(openai.APIStatusError) as caught:
+            client.chat.completions.create(**{"model": "smollm2", "messages": COLORS, **wanted})
+        assert caught.value.status_code in (400, 404), wanted
+        assert part in str(caught.value), (wanted, str(caught.value))
+
+
+def metric(server, name):
+    with urllib.request.urlopen(f"http://{server.metrics}/metrics") as page:
+        lines = page.read().decode().splitlines()
+    [line] = [line for line in lines if line.startswith(name)]
+    return float(line.rsplit(" ", 1)[1])
+
+
+def test_who_leaves_frees_what_he_had(client, server):
+    before = metric(server, 'quadrant_requests_ended_total')
+    stream = complete(client, max_tokens=1_500, stream=True, extra_body={"ignore_eos": True})
+    next(iter(stream))
+    stream.close()
+    until = time.monotonic() + 10
+    while metric(server, 'quadrant_requests_ended_total') < before + 1:
+        assert time.monotonic() < until, "it goes on after its client has left"
+        time.sleep(0.05)
+
+
+def test_a_reader_that_stalls_holds_up_nobody(client):
+    stalled = complete(client, max_tokens=1_000, stream=True, extra_body={"ignore_eos": True})
+    reader = iter(stalled)
+    next(reader)
+    time.sleep(0.5)
+    assert complete(client, max_tokens=4).choices[0].text
+    count = 1 + sum(1 for _ in reader)
+    # Of some tokens the text comes with a later one.
+    assert count > 700
+
+
+def test_tokens_there_and_back(server):
+    def post(path, body):
+        request = urllib.request.Request(f"http://{server.http}{path}", json.dumps(body).encode())
+        with urllib.request.urlopen(request) as answer:
+            return json.load(answer)
+
+    tokens = post("/tokenize", {"model": "smollm2", "prompt": "Hello world"})
+    assert (tokens["count"], len(tokens["tokens"])) == (2, 2)
+    assert post("/detokenize", {"model": "smollm2", "tokens": tokens["tokens"]}) == {"prompt": "Hello world"}
+    chat = post("/tokenize", {"model": "smollm2", "messages": COLORS})
+    assert chat["count"] > 20
