@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+import urllib.error
 import urllib.request
 
 import openai
@@ -156,6 +157,16 @@ def metric(server, name):
     return float(line.rsplit(" ", 1)[1])
 
 
+def test_metrics_have_vllms_names(client, server):
+    names = ["vllm:generation_tokens_total", "vllm:prompt_tokens_total", 'vllm:request_success_total{engine="0",fin'
+             'ished_reason="length"', "vllm:time_to_first_token_seconds_count", "vllm:inter_token_latency_seconds_count"]
+    complete(client, max_tokens=5)
+    before = [metric(server, name) for name in names]
+    complete(client, max_tokens=5)
+    assert [metric(server, name) - was for name, was in zip(names, before, strict=True)] == [5, 5, 1, 1, 4]
+    assert metric(server, "vllm:num_requests_running") == metric(server, "vllm:kv_cache_usage_perc") == 0
+
+
 def test_who_leaves_frees_what_he_had(client, server):
     before = metric(server, 'quadrant_requests_ended_total')
     stream = complete(client, max_tokens=1_500, stream=True, extra_body={"ignore_eos": True})
@@ -178,14 +189,30 @@ def test_a_reader_that_stalls_holds_up_nobody(client):
     assert count > 700
 
 
-def test_tokens_there_and_back(server):
-    def post(path, body):
-        request = urllib.request.Request(f"http://{server.http}{path}", json.dumps(body).encode())
-        with urllib.request.urlopen(request) as answer:
-            return json.load(answer)
+def test_tritons_generate_says_the_same(client, server):
+    text = complete(client, max_tokens=8).choices[0].text
+    asked = {"text_input": CAPITAL, "max_tokens": 8, "parameters": {"temperature": 0}}
+    answer = json.loads(post(server, "/v2/models/smollm2/generate", asked))
+    assert answer == {"model_name": "smollm2", "model_version": "1", "text_output": text}
+    events = post(server, "/v2/models/smollm2/generate_stream", asked).decode().strip().split("\n\n")
+    assert "".join(json.loads(event.removeprefix("data: "))["text_output"] for event in events) == text
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        post(server, "/v2/models/smollm2/generate", {"max_tokens": 8})
+    assert caught.value.code == 400 and "text_input" in json.load(caught.value)["error"]
 
-    tokens = post("/tokenize", {"model": "smollm2", "prompt": "Hello world"})
+
+def post(server, path, body):
+    request = urllib.request.Request(f"http://{server.http}{path}", json.dumps(body).encode())
+    with urllib.request.urlopen(request) as answer:
+        return answer.read()
+
+
+def test_tokens_there_and_back(server):
+    def ask(path, body):
+        return json.loads(post(server, path, body))
+
+    tokens = ask("/tokenize", {"model": "smollm2", "prompt": "Hello world"})
     assert (tokens["count"], len(tokens["tokens"])) == (2, 2)
-    assert post("/detokenize", {"model": "smollm2", "tokens": tokens["tokens"]}) == {"prompt": "Hello world"}
-    chat = post("/tokenize", {"model": "smollm2", "messages": COLORS})
+    assert ask("/detokenize", {"model": "smollm2", "tokens": tokens["tokens"]}) == {"prompt": "Hello world"}
+    chat = ask("/tokenize", {"model": "smollm2", "messages": COLORS})
     assert chat["count"] > 20

@@ -80,10 +80,11 @@ impl Pace {
 pub(crate) struct TokenWriter {
     pub(crate) tokens: mpsc::Sender<Generated>,
     pub(crate) is_stalled: Arc<AtomicBool>,
-    /// When the first and the last of them came, and how many there were.
-    pub(crate) first_at: Time,
+    /// When the last of them came, or the request if there was none, and how many there were.
     pub(crate) last_at: Time,
     pub(crate) count: u32,
+    /// Whether the last one was so only because no more were asked for.
+    pub(crate) ended_by_length: bool,
 }
 
 impl TokenWriter {
@@ -201,9 +202,9 @@ mod tests {
         let mut writer = TokenWriter {
             tokens,
             is_stalled: Arc::clone(&is_stalled),
-            first_at: Time::ZERO,
             last_at: Time::ZERO,
             count: 0,
+            ended_by_length: false,
         };
         let token = |number| Generated { token: number, text: String::new(), likely: None, finish: None };
         for number in 1..UNREAD_MAX {

@@ -20,10 +20,12 @@ use quadrant_types::{Ending, Error, LaneId, RequestId, StepId, TenantId, Time};
 use crate::ModelEntry;
 use crate::tenants::{Tenant, Tenants};
 
+mod generation;
 mod memory;
 mod model;
 mod tenant;
 
+pub(crate) use generation::{GenerationFamilies, Sequences};
 pub(crate) use memory::Memory;
 pub(crate) use model::ModelMetrics;
 pub(crate) use tenant::TenantMetrics;
@@ -49,6 +51,7 @@ pub(crate) struct Telemetry {
     pub(crate) accepted: IntCounter,
     pub(crate) ended: IntCounter,
     tenant_families: TenantFamilies,
+    pub(crate) generation: GenerationFamilies,
     tenants: Arc<Tenants>,
     denied: IntCounterVec,
     lanes_stalled: IntGauge,
@@ -79,6 +82,8 @@ struct Families {
 
 /// The present state, for the gauges.
 pub(crate) struct Snapshot {
+    /// The sequences of each model that generates.
+    pub(crate) sequences: Vec<(Arc<str>, Sequences)>,
     pub(crate) models: Vec<Arc<ModelEntry>>,
     /// Requests waiting, model by model.
     pub(crate) queued: Vec<usize>,
@@ -114,6 +119,7 @@ impl Telemetry {
             accepted: counter("quadrant_requests_accepted_total", "Requests that reached the scheduler"),
             ended: counter("quadrant_requests_ended_total", "Requests that ended, each exactly once"),
             tenant_families: TenantFamilies::new(&registry),
+            generation: GenerationFamilies::new(&registry),
             tenants,
             denied: keep(
                 &registry,
@@ -178,6 +184,9 @@ impl Telemetry {
             self.slowdown.with_label_values(&[core.to_string()]).set(*slowdown);
         }
         snapshot.memory.show(&self.memory, &snapshot.models);
+        for (model, sequences) in &snapshot.sequences {
+            self.generation.show(model, *sequences);
+        }
         for (tenant, usage) in &snapshot.usage {
             self.tenant_families.show(&tenant.name, &tenant.terms, *usage);
         }
@@ -396,6 +405,7 @@ mod tests {
         metrics.executed(4, Duration::from_millis(2), Duration::from_millis(1));
         let slowdowns = vec![(3, 1.25)];
         let snapshot = Snapshot {
+            sequences: Vec::new(),
             models: vec![],
             queued: vec![],
             lanes_stalled: 0,

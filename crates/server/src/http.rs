@@ -144,7 +144,7 @@ async fn dispatch(
     let (is_allowed, allowed) = match &route {
         Route::Infer(..)
         | Route::Embeddings
-        | Route::Generate(_)
+        | Route::Generate(..)
         | Route::Tokens(_)
         | Route::Index
         | Route::Repository(..) => (parts.method == Method::POST, "POST"),
@@ -172,8 +172,8 @@ async fn dispatch(
             inference(shared, (started, &caller), (&model, version), &parts.headers, body).await
         }
         Route::Embeddings => embedding(shared, (started, &caller), &parts.headers, body).await,
-        Route::Generate(form) => {
-            generate::respond(shared, (started, &caller), (form, &parts.headers), body).await
+        Route::Generate(form, named) => {
+            generate::respond(shared, (started, &caller), (form, named, &parts.headers), body).await
         }
         Route::Tokens(direction) => {
             let result = tokens::answer(shared, &caller, (direction, &parts.headers), body).await;

@@ -36,6 +36,7 @@ impl Driver {
         let record = RequestRecord::new(&pending, &ending, now);
         pending.model.metrics.ended(&pending.request, record.wanted_by, &ending, now);
         core.recorder.request(record);
+        self.telemetry.generation.ended(&pending, &ending, now);
         self.telemetry.tenant_ended(pending.request.tenant, &ending, now);
         let result = match ending {
             Ending::Completed => {

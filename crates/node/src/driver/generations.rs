@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use quadrant_engine::{PartOutputs, Sequence, SequencePart};
+use quadrant_engine::{Finish, PartOutputs, Sequence, SequencePart};
 use quadrant_policy::{Requests, Slice, Step};
 use quadrant_types::{Error, Request, RequestId, Timing, Work};
 use tokio::sync::{mpsc, oneshot};
@@ -30,9 +30,13 @@ impl Driver {
         let sequence = Arc::new(sequence);
         let (writer, tokens) = mpsc::channel(UNREAD_MAX);
         let is_stalled = Arc::new(AtomicBool::new(false));
-        let (first_at, last_at) = (arrived, arrived);
-        let writer =
-            TokenWriter { tokens: writer, is_stalled: Arc::clone(&is_stalled), first_at, last_at, count: 0 };
+        let writer = TokenWriter {
+            tokens: writer,
+            is_stalled: Arc::clone(&is_stalled),
+            last_at: arrived,
+            count: 0,
+            ended_by_length: false,
+        };
         let (sender, answer) = oneshot::channel();
         let pending = Pending {
             request,
@@ -80,10 +84,10 @@ impl Driver {
             // Those who left or expired meanwhile are no longer pending.
             let Some(pending) = core.pending.get_mut(&request) else { continue };
             let Some(Generating { writer, .. }) = &mut pending.generating else { continue };
-            if writer.count == 0 {
-                writer.first_at = now;
-            }
+            let is_first = writer.count == 0;
+            self.telemetry.generation.token(&pending.model.spec.name, is_first, now.since(writer.last_at));
             (writer.last_at, writer.count) = (now, writer.count + 1);
+            writer.ended_by_length = generated.finish == Some(Finish::Length);
             if generated.finish.is_some() {
                 over.push(request);
                 pending.computed = Some(Vec::new());

@@ -9,7 +9,7 @@ use quadrant_types::{RequestId, StepId, TenantId};
 use super::{Core, Driver};
 use crate::recorder::{Explanation, StepRecord};
 use crate::registry::Registry;
-use crate::telemetry::{Memory, Snapshot};
+use crate::telemetry::{Memory, Sequences, Snapshot};
 use crate::tenants::{Tenant, Tenants};
 
 impl Driver {
@@ -44,6 +44,11 @@ impl Driver {
             lanes_stalled: core.policy.stalled_lanes().count(),
             slowdowns: core.policy.slowdowns(now).collect(),
             violated: core.policy.violated_invariant(),
+            sequences: models
+                .iter()
+                .filter(|model| model.language.is_some())
+                .map(|model| (Arc::clone(&model.spec.name), Sequences::of(&core.policy, model.id)))
+                .collect(),
             memory: Memory::of(core.policy.ledger(), &models),
             models,
         })

@@ -189,6 +189,26 @@ impl Asked {
         Self::of(body, prompt, top, Some(COMPLETION_TOKENS))
     }
 
+    /// The body of Triton's `generate`: `text_input`, and what else is said beside it or within `parameters`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(crate) fn triton(body: &[u8], stream: bool) -> Result<Self, Error> {
+        let mut fields: serde_json::Map<String, Value> = parsed(body)?;
+        let Some(Value::String(text)) = fields.remove("text_input") else {
+            return Err(must("text_input"));
+        };
+        if let Some(Value::Object(parameters)) = fields.remove("parameters") {
+            fields.extend(parameters);
+        }
+        // The path names it.
+        fields.insert("model".to_owned(), Value::String(String::new()));
+        let body: Body = serde_json::from_value(Value::Object(fields))
+            .map_err(|error| Error::invalid(format!("failed to parse the request JSON buffer: {error}")))?;
+        let asked = Self::of(body, Prompt::Text(text), None, Some(COMPLETION_TOKENS))?;
+        Ok(Self { choices: 1, stream, include_usage: false, ..asked })
+    }
+
     fn of(body: Body, prompt: Prompt, top: Option<u32>, default_max: Option<u32>) -> Result<Self, Error> {
         let within = |name: &str, value: Option<f32>, range: std::ops::RangeInclusive<f32>, default: f32| {
             let value = value.unwrap_or(default);

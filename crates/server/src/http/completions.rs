@@ -1,18 +1,23 @@
 //! How OpenAI's API writes what was generated: of a chat and of a completion, as a whole and part by part.
 
+use http::Response;
 use quadrant_node::{Generated, Likely, Tokenizer};
 use quadrant_types::Error;
 use serde_json::{Map, Value, json};
 
 use crate::errors::bounded_message;
 use crate::http::generate::{Head, finish_reason};
-use crate::http::openai::kind;
+use crate::http::openai::{self, kind};
+use crate::http::segments::Segments;
 
 /// Which of the two it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
     Chat,
     Completion,
+    /// Triton's, in one answer or in many.
+    Triton,
+    TritonStream,
 }
 
 /// Tokens that were counted.
@@ -40,6 +45,7 @@ impl Form {
         match self {
             Self::Chat => "chatcmpl",
             Self::Completion => "cmpl",
+            Self::Triton | Self::TritonStream => "triton",
         }
     }
 
@@ -47,8 +53,21 @@ impl Form {
         match (self, is_part) {
             (Self::Chat, false) => "chat.completion",
             (Self::Chat, true) => "chat.completion.chunk",
-            (Self::Completion, _) => "text_completion",
+            (Self::Completion | Self::Triton | Self::TritonStream, _) => "text_completion",
         }
+    }
+
+    /// How errors look.
+    pub(crate) fn errors(self) -> fn(&Error) -> Response<Segments> {
+        match self {
+            Self::Chat | Self::Completion => openai::error_response,
+            Self::Triton | Self::TritonStream => crate::http::error_response,
+        }
+    }
+
+    /// Triton's answer, or a part of one.
+    fn text_output(head: &Head, text: &str) -> Value {
+        json!({"model_name": head.model, "model_version": head.version, "text_output": text})
     }
 
     /// A part of a stream with these choices.
@@ -71,6 +90,7 @@ impl Form {
                 "logprobs": null,
                 "finish_reason": null,
             }),
+            Self::Triton | Self::TritonStream => return None,
             Self::Completion if head.echo.is_empty() => return None,
             Self::Completion => {
                 json!({"index": index, "text": head.echo, "logprobs": null, "finish_reason": null})
@@ -85,6 +105,8 @@ impl Form {
         let finish = finish_reason(token.finish.as_ref());
         let choice = |delta: Value, logprobs: Value, finish: Value| json!({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish});
         let choices = match self {
+            Self::Triton | Self::TritonStream if token.text.is_empty() => return Vec::new(),
+            Self::Triton | Self::TritonStream => return vec![Self::text_output(head, &token.text)],
             Self::Chat => {
                 let has_text = !token.text.is_empty() || token.likely.is_some();
                 let text = has_text.then(|| choice(json!({"content": token.text}), logprobs(), Value::Null));
@@ -107,6 +129,7 @@ impl Form {
         let logprobs = self.logprobs(&head.language.tokenizer, tokens);
         let finish = finish_reason(tokens.last().and_then(|token| token.finish.as_ref()));
         match self {
+            Self::Triton | Self::TritonStream => Self::text_output(head, &text),
             Self::Chat => json!({
                 "index": index,
                 "message": {"role": "assistant", "content": text},
@@ -143,7 +166,7 @@ impl Form {
                 });
                 json!({"content": content.collect::<Vec<_>>()})
             }
-            Self::Completion => {
+            Self::Completion | Self::Triton | Self::TritonStream => {
                 let top = |likely: &Likely| {
                     let top =
                         likely.top.iter().map(|(token, logprob)| (text(*token), finite(*logprob).into()));
@@ -165,7 +188,10 @@ fn finite(logprob: f32) -> f32 {
 }
 
 /// An error that came after a stream had begun.
-pub(crate) fn error_event(error: &Error) -> Value {
+pub(crate) fn error_event(form: Form, error: &Error) -> Value {
+    if matches!(form, Form::Triton | Form::TritonStream) {
+        return json!({"error": bounded_message(&error.message)});
+    }
     let code = error.reason.map(quadrant_types::Reason::name);
     json!({"error": {
         "message": bounded_message(&error.message), "type": kind(error.code), "param": null, "code": code,

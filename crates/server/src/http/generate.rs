@@ -4,6 +4,7 @@
 //! their prompt. A stream's headers leave with its first token, so whatever keeps it from beginning has its
 //! own status.
 
+use std::borrow::Cow;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -24,7 +25,7 @@ use crate::http::asked::{Asked, Prompt};
 use crate::http::body::{self, RequestReader};
 use crate::http::completions::{Form, Usage, error_event};
 use crate::http::segments::Segments;
-use crate::http::{explain, openai, response};
+use crate::http::{explain, response};
 use crate::terms::Terms;
 use crate::{Shared, deadline};
 
@@ -40,20 +41,23 @@ pub(crate) struct Head {
     pub(crate) id: String,
     pub(crate) created: u64,
     pub(crate) model: String,
+    pub(crate) version: String,
     pub(crate) language: Arc<Language>,
     /// What stands before every answer.
     pub(crate) echo: String,
 }
 
+/// The model that a path names.
+type Named<'a> = (Cow<'a, str>, Option<u64>);
+
 /// Answers a request for something to be generated, and says so. A stream goes on after that.
 pub(crate) async fn respond(
     shared: &Arc<Shared>,
     (started, caller): (Time, &Caller),
-    (form, headers): (Form, &HeaderMap),
+    (form, named, headers): (Form, Option<Named<'_>>, &HeaderMap),
     body: &mut RequestReader,
 ) -> Response<Segments> {
-    let as_openai =
-        |model: &str, result| told(shared, started, model, headers, result, openai::error_response);
+    let as_openai = |model: &str, result| told(shared, started, model, headers, result, form.errors());
     let terms = Terms::from_headers(shared, headers, caller.tenant());
     let terms = terms.and_then(|terms| shared.handle.may_send(caller.tenant()).map(|()| terms));
     let terms = match terms {
@@ -69,6 +73,7 @@ pub(crate) async fn respond(
             let parse = move || match form {
                 Form::Chat => Asked::chat(&bytes),
                 Form::Completion => Asked::completion(&bytes),
+                Form::Triton | Form::TritonStream => Asked::triton(&bytes, form == Form::TritonStream),
             };
             shared.heavy.run(length > HEAVY_BYTES, parse).await.map(|asked| (asked, length))
         }
@@ -78,8 +83,9 @@ pub(crate) async fn respond(
         Ok(asked) => asked,
         Err(error) => return as_openai("", Err(error)),
     };
-    let model = asked.0.model.clone();
-    let entry = caller.may_use(shared, &model).and_then(|()| shared.handle.find(&model, None));
+    let (model, version) =
+        named.map_or((asked.0.model.clone(), None), |(name, version)| (name.into_owned(), version));
+    let entry = caller.may_use(shared, &model).and_then(|()| shared.handle.find(&model, version));
     let result = match entry {
         Ok(entry) => answer(shared, &entry, (headers, form), terms, asked).await,
         Err(error) => Err(error),
@@ -120,6 +126,7 @@ async fn answer(
         id: format!("{}-{}", form.prefix(), first.0),
         created: shared.handle.unix_seconds(),
         model: entry.spec.name.to_string(),
+        version: entry.spec.version.to_string(),
         language,
         echo: if echo { prompt } else { String::new() },
     };
@@ -240,6 +247,9 @@ async fn whole(head: &Head, choices: Vec<Choice>, prompt_tokens: usize) -> Resul
         usage.completion_tokens += all.len();
         answers.push(head.form.whole(head, index, &all));
     }
+    if let (Form::Triton | Form::TritonStream, Some(answer)) = (head.form, answers.first()) {
+        return Ok(response::json(answer.to_string()));
+    }
     let answer = json!({
         "id": head.id,
         "object": head.form.object(false),
@@ -286,7 +296,7 @@ async fn streamed(
                 let parts = head.form.parts(&head, index, &token);
                 (parts.into_iter().flat_map(|part| event(&part).to_vec()).collect::<Vec<u8>>(), false)
             }
-            Some((_, Err(error))) => (event(&error_event(&error)).to_vec(), true),
+            Some((_, Err(error))) => (event(&error_event(head.form, &error)).to_vec(), true),
             None => {
                 let mut last = Vec::new();
                 if include_usage {
@@ -294,7 +304,9 @@ async fn streamed(
                     part["usage"] = usage.value();
                     last.extend_from_slice(&event(&part));
                 }
-                last.extend_from_slice(b"data: [DONE]\n\n");
+                if head.form != Form::TritonStream {
+                    last.extend_from_slice(b"data: [DONE]\n\n");
+                }
                 (last, true)
             }
         };

@@ -16,8 +16,8 @@ pub(crate) enum Route<'a> {
     Infer(Cow<'a, str>, Option<u64>),
     /// OpenAI's.
     Embeddings,
-    /// OpenAI's, of something that is generated.
-    Generate(Form),
+    /// Something that is generated: OpenAI's, or Triton's, whose path names the model.
+    Generate(Form, Option<(Cow<'a, str>, Option<u64>)>),
     /// vLLM's.
     Tokens(Direction),
 }
@@ -53,8 +53,8 @@ pub(crate) fn route(path: &str) -> Option<Route<'_>> {
         };
         return match rest {
             "embeddings" => Some(Route::Embeddings),
-            "chat/completions" => Some(Route::Generate(Form::Chat)),
-            "completions" => Some(Route::Generate(Form::Completion)),
+            "chat/completions" => Some(Route::Generate(Form::Chat, None)),
+            "completions" => Some(Route::Generate(Form::Completion, None)),
             "models" => Some(Route::Page(Page::OpenAiModels)),
             "health" => Some(Route::Page(Page::Live)),
             _ => named(),
@@ -106,6 +106,8 @@ fn model(rest: &str) -> Option<Route<'_>> {
         Some("ready") => Some(Route::Page(Page::ModelReady(name, version))),
         Some("config") => Some(Route::Page(Page::ModelConfig(name, version))),
         Some("infer") => Some(Route::Infer(name, version)),
+        Some("generate") => Some(Route::Generate(Form::Triton, Some((name, version)))),
+        Some("generate_stream") => Some(Route::Generate(Form::TritonStream, Some((name, version)))),
         Some(_) => None,
     }
 }
@@ -147,8 +149,8 @@ mod tests {
             ("/v1/models", Some(Route::Page(Page::OpenAiModels))),
             ("/v1/models/a%20b", Some(Route::Page(Page::OpenAiModel("a b".into())))),
             ("/v1/health", Some(Route::Page(Page::Live))),
-            ("/v1/completions", Some(Route::Generate(Form::Completion))),
-            ("/openai/v1/chat/completions", Some(Route::Generate(Form::Chat))),
+            ("/v1/completions", Some(Route::Generate(Form::Completion, None))),
+            ("/openai/v1/chat/completions", Some(Route::Generate(Form::Chat, None))),
             ("/tokenize", Some(Route::Tokens(Direction::FromText))),
             ("/v1/responses", None),
             ("/v1/models//", None),
@@ -170,6 +172,11 @@ mod tests {
             ("/v2/models/m/versions/x/infer", None),
             ("/v2/models/m/versions//infer", None),
             ("/v2/models/m/versions/99999999999999999999", None),
+            ("/v2/models/m/generate", Some(Route::Generate(Form::Triton, Some((m(), None))))),
+            (
+                "/v2/models/m/versions/7/generate_stream",
+                Some(Route::Generate(Form::TritonStream, Some((m(), Some(7))))),
+            ),
             ("/v2/models/m/infer/x", None),
             ("/v2/models//infer", None),
             ("/", None),
