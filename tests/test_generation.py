@@ -80,6 +80,34 @@ def test_a_sequence_is_the_same_in_every_company(client):
         assert answers[number].startswith(alone), number
 
 
+def test_few_pages_change_no_answer(client, assets):
+    """Twelve sequences want four times the pages that there are: some give theirs back and go on later."""
+    prompts = [f"Chapter {number}. The ship left the harbour at dawn, and nobody aboard" for number in range(12)]
+
+    def all_of(client):
+        answers = {}
+
+        def ask(number):
+            answers[number] = complete(
+                client, prompts[number], max_tokens=100, extra_body={"ignore_eos": True}
+            ).choices[0].text
+
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return answers
+
+    config = "[device]\nprobe_s = 0.5\n[models.smollm2]\nkv_cache_mb = 9\n"
+    with Server({"smollm2.gguf": assets / "models/smollm2.gguf"}, config) as tight:
+        with openai.OpenAI(base_url=f"http://{tight.http}/v1", api_key="none", max_retries=0) as few:
+            answers = all_of(few)
+        assert metric(tight, "quadrant_sequences_preempted_total") > 0
+        assert metric(tight, "quadrant_invariant_violations_total") == 0
+    assert len(answers) == 12 and answers == all_of(client)
+
+
 def test_what_begins_alike_is_computed_once(client):
     prompt = "Facts about numbers. " + " ".join(f"{number} is followed by {number + 1}." for number in range(120))
     times, texts = [], []

@@ -84,6 +84,7 @@ struct Families {
 pub(crate) struct Snapshot {
     /// The sequences of each model that generates.
     pub(crate) sequences: Vec<(Arc<str>, Sequences)>,
+    pub(crate) sequences_preempted: u64,
     pub(crate) models: Vec<Arc<ModelEntry>>,
     /// Requests waiting, model by model.
     pub(crate) queued: Vec<usize>,
@@ -184,6 +185,7 @@ impl Telemetry {
             self.slowdown.with_label_values(&[core.to_string()]).set(*slowdown);
         }
         snapshot.memory.show(&self.memory, &snapshot.models);
+        self.generation.show_preempted(snapshot.sequences_preempted);
         for (model, sequences) in &snapshot.sequences {
             self.generation.show(model, *sequences);
         }
@@ -406,6 +408,7 @@ mod tests {
         let slowdowns = vec![(3, 1.25)];
         let snapshot = Snapshot {
             sequences: Vec::new(),
+            sequences_preempted: 0,
             models: vec![],
             queued: vec![],
             lanes_stalled: 0,

@@ -44,6 +44,7 @@ impl Driver {
             lanes_stalled: core.policy.stalled_lanes().count(),
             slowdowns: core.policy.slowdowns(now).collect(),
             violated: core.policy.violated_invariant(),
+            sequences_preempted: core.policy.sequences_preempted(),
             sequences: models
                 .iter()
                 .filter(|model| model.language.is_some())

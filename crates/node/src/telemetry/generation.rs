@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use prometheus::{GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
+use prometheus::{GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry};
 use quadrant_policy::Policy;
 use quadrant_types::{Ending, Time};
 
@@ -28,6 +28,7 @@ pub(crate) struct GenerationFamilies {
     prompt_tokens: IntCounterVec,
     generated_tokens: IntCounterVec,
     ended: IntCounterVec,
+    preempted: IntCounter,
     first_token: HistogramVec,
     next_token: HistogramVec,
     whole: HistogramVec,
@@ -73,6 +74,14 @@ impl GenerationFamilies {
                 "Requests by how they ended",
                 &["model_name", "engine", "finished_reason"],
             ),
+            preempted: keep(
+                registry,
+                IntCounter::with_opts(Opts::new(
+                    "quadrant_sequences_preempted_total",
+                    "How often a sequence gave its pages back for others, to compute them again later",
+                ))
+                .expect("the name is valid"),
+            ),
             first_token: histogram(
                 "vllm:time_to_first_token_seconds",
                 "Until the first token",
@@ -104,6 +113,11 @@ impl GenerationFamilies {
         self.prompt_tokens.with_label_values(&[model, ENGINE]).inc_by(prompt);
         let took = now.since(pending.timing.arrived).as_secs_f64();
         self.whole.with_label_values(&[model, ENGINE]).observe(took);
+    }
+
+    /// Shows how often sequences gave their pages back so far.
+    pub(super) fn show_preempted(&self, so_far: u64) {
+        self.preempted.inc_by(so_far.saturating_sub(self.preempted.get()));
     }
 
     /// Shows what there is at present.

@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::future::try_join_all;
 use futures_util::stream::{self, Stream, StreamExt};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Response};
@@ -237,16 +238,18 @@ pub(crate) fn prompt_of(
 
 /// All answers, once they are complete.
 async fn whole(head: &Head, choices: Vec<Choice>, prompt_tokens: usize) -> Result<Response<Segments>, Error> {
-    let mut usage = Usage { prompt_tokens, completion_tokens: 0 };
-    let mut answers = Vec::with_capacity(choices.len());
-    for Choice { index, mut tokens } in choices {
+    let read = |Choice { index, mut tokens }: Choice| async move {
         let mut all = Vec::new();
         while let Some(token) = tokens.next().await {
             all.push(token?);
         }
-        usage.completion_tokens += all.len();
-        answers.push(head.form.whole(head, index, &all));
-    }
+        Ok::<_, Error>((all.len(), head.form.whole(head, index, &all)))
+    };
+    // All at once: a sequence that nobody reads is not continued.
+    let choices = try_join_all(choices.into_iter().map(read)).await?;
+    let completion_tokens = choices.iter().map(|(tokens, _)| tokens).sum();
+    let usage = Usage { prompt_tokens, completion_tokens };
+    let answers: Vec<Value> = choices.into_iter().map(|(_, answer)| answer).collect();
     if let (Form::Triton | Form::TritonStream, Some(answer)) = (head.form, answers.first()) {
         return Ok(response::json(answer.to_string()));
     }
