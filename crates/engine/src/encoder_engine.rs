@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use quadrant_kernels::{Cpu, Helper, Team};
+use quadrant_kernels::Cpu;
 use quadrant_llm::{
     Embedder, Encoder, EncoderConfig, Pooling, TextTokenizer, parse_safetensors, tokens_max_of_json,
 };
@@ -19,7 +19,7 @@ use quadrant_types::{DataType, Dim, ModelSpec, Shape, Tensor, TensorSpec};
 
 use crate::load::EngineKind;
 use crate::panics::guarded;
-use crate::spawn::{self, ThreadSpec};
+use crate::spawn;
 use crate::{Done, EngineError, Footprint, LaneSpec, Model, ModelSource, Runner, StepResult, StepWork};
 
 /// Bytes of a configuration or a tokenizer; the largest known tokenizer has 20 MB.
@@ -71,12 +71,7 @@ impl Model for EncoderModel {
     }
 
     fn runner(&self, lane: &LaneSpec) -> Result<Box<dyn Runner>, EngineError> {
-        let start = |helper: Helper| {
-            let spec = ThreadSpec { name: "encoder".into(), cores: lane.cores, class: lane.class };
-            spawn::spawn(spec, helper).map(drop)
-        };
-        let team = Team::new(lane.cores.len(), start)
-            .map_err(|error| EngineError::OutOfMemory(format!("threads cannot be started: {error}")))?;
+        let team = spawn::team("encoder", lane)?;
         let embedder = Embedder::new(&self.loaded.encoder, Cpu::best(), team);
         Ok(Box::new(EncoderRunner { loaded: Arc::clone(&self.loaded), embedder }))
     }

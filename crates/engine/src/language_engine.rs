@@ -7,7 +7,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use quadrant_kernels::{Cache, Cpu, Helper, Team};
+use quadrant_kernels::{Cache, Cpu};
 use quadrant_llm::{Architecture, Decoder, Forward, Gguf, Token};
 use quadrant_sys::FileMap;
 use quadrant_types::{DataType, Dim, ModelSpec, TensorSpec};
@@ -15,7 +15,7 @@ use quadrant_types::{DataType, Dim, ModelSpec, TensorSpec};
 use crate::language::{Language, PAGE_TOKENS};
 use crate::load::EngineKind;
 use crate::panics::guarded;
-use crate::spawn::{self, ThreadSpec};
+use crate::spawn;
 use crate::{
     Done, EngineError, Footprint, Generated, LaneSpec, Model, ModelSource, Runner, SequencePart, StepWork,
 };
@@ -83,12 +83,7 @@ impl Model for LanguageModel {
     }
 
     fn runner(&self, lane: &LaneSpec) -> Result<Box<dyn Runner>, EngineError> {
-        let start = |helper: Helper| {
-            let spec = ThreadSpec { name: "language".into(), cores: lane.cores, class: lane.class };
-            spawn::spawn(spec, helper).map(drop)
-        };
-        let team = Team::new(lane.cores.len(), start)
-            .map_err(|error| EngineError::OutOfMemory(format!("threads cannot be started: {error}")))?;
+        let team = spawn::team("language", lane)?;
         let forward = Forward::new(&self.loaded.decoder, Cpu::best(), team);
         Ok(Box::new(LanguageRunner { loaded: Arc::clone(&self.loaded), forward, scores: Vec::new() }))
     }

@@ -9,9 +9,10 @@ use std::sync::OnceLock;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::{Builder, JoinHandle};
 
+use quadrant_kernels::{Helper, Team};
 use quadrant_types::CoreSet;
 
-use crate::SchedulingClass;
+use crate::{EngineError, LaneSpec, SchedulingClass};
 
 /// By how much the nice value of urgent threads lies above the shell's.
 const URGENT_NICE: i32 = 5;
@@ -45,6 +46,19 @@ pub(crate) fn prepare() -> io::Result<()> {
 /// Starts a thread, and waits until it is on its cores and in its class.
 pub(crate) fn spawn(spec: ThreadSpec, work: Work) -> io::Result<JoinHandle<()>> {
     order(spec.name.clone(), Some(spec), work)
+}
+
+/// The threads of our own kernels for the steps of one lane: its own, and one more for each further core.
+///
+/// # Errors
+/// [`EngineError::OutOfMemory`] with what the operating system answered.
+pub(crate) fn team(name: &str, lane: &LaneSpec) -> Result<Team, EngineError> {
+    let start = |helper: Helper| {
+        let thread = ThreadSpec { name: name.into(), cores: lane.cores, class: lane.class };
+        spawn(thread, helper).map(drop)
+    };
+    Team::new(lane.cores.len(), start)
+        .map_err(|error| EngineError::OutOfMemory(format!("threads cannot be started: {error}")))
 }
 
 /// Starts a thread that stands as those of the shell do, on any core.

@@ -49,7 +49,7 @@ impl Policy {
             match live.step {
                 None => {
                     let aside = self.hosts.is_aside(live.request.model, *id);
-                    let paused = self.is_paused(*id) && !parked;
+                    let paused = live.paused;
                     parked == live.parked
                         && aside == live.aside
                         && [queued, parked, aside, paused].into_iter().filter(|place| *place).count() == 1
@@ -83,9 +83,7 @@ impl Policy {
         let quadrant = self.discipline == Discipline::Quadrant;
         let urgent = self.models.values().flat_map(|queue| queue.waiting.keys()).filter(|key| !key.easy);
         let ranked: BTreeSet<_> = self.ranked.iter().map(|(_, key)| *key).collect();
-        let waits = |live: &crate::live::Live| {
-            live.waits() && !live.plan.key.easy && !self.is_paused(live.request.id)
-        };
+        let waits = |live: &crate::live::Live| live.waits() && !live.plan.key.easy;
         let running = self.running.iter().filter(|step| step.booking.is_some()).count();
         let rows = |queue: &crate::queue::ModelQueue| {
             let urgent = queue.waiting.iter().filter(|(key, _)| !key.easy);
@@ -98,8 +96,7 @@ impl Policy {
     }
 
     fn shares_match(&self) -> bool {
-        let easy = self.live.values().filter(|live| live.waits() && live.plan.key.easy);
-        let easy = easy.filter(|live| !self.is_paused(live.request.id)).count();
+        let easy = self.live.values().filter(|live| live.waits() && live.plan.key.easy).count();
         self.shares.len() == easy && self.shares.iter().count() == easy
     }
 

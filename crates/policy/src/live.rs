@@ -18,6 +18,8 @@ pub(crate) struct Live {
     pub(crate) parked: bool,
     /// Whether it stands aside because its model's host is held.
     pub(crate) aside: bool,
+    /// Whether the reader of its tokens does not keep up, so that it waits in no queue until he does.
+    pub(crate) paused: bool,
     /// Whether a host has ended under it.
     pub(crate) died: bool,
 }
@@ -25,11 +27,20 @@ pub(crate) struct Live {
 impl Live {
     /// A request that waits.
     pub(crate) fn new(request: Request, plan: Plan) -> Self {
-        Self { request, plan, booking: None, step: None, parked: false, aside: false, died: false }
+        Self {
+            request,
+            plan,
+            booking: None,
+            step: None,
+            parked: false,
+            aside: false,
+            paused: false,
+            died: false,
+        }
     }
 
     /// Whether it waits in its queue.
     pub(crate) fn waits(&self) -> bool {
-        self.step.is_none() && !self.aside && !self.parked
+        self.step.is_none() && !self.aside && !self.parked && !self.paused
     }
 }

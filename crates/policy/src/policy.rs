@@ -289,7 +289,7 @@ impl Policy {
         let live = self.live.remove(&id).expect("only live requests end");
         if live.parked {
             self.unpark(live.request.model, id);
-        } else if live.waits() && !self.is_paused(id) {
+        } else if live.waits() {
             self.take_from_queue(&live);
         }
         self.forget_hosted(id, live.request.model);

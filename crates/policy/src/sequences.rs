@@ -19,6 +19,7 @@ use quadrant_types::{
 use crate::admission::{Plan, unloaded, unmeetable};
 use crate::cost::Kind;
 use crate::iteration_cost::{iteration_kind, keys_of};
+use crate::live::Live;
 use crate::queue::{ModelQueue, OrderKey};
 use crate::running::Running;
 use crate::span::scaled;
@@ -42,21 +43,11 @@ pub(crate) struct Sequence {
     pub(crate) generated: u32,
     /// When the first of them was there.
     first_at: Time,
-    /// Its reader does not keep up, so it waits in no queue.
-    pub(crate) paused: bool,
 }
 
 impl Sequence {
     pub(crate) fn new(prompt: u32, prefix: Arc<[PageHash]>) -> Self {
-        Self {
-            prefix,
-            length: prompt,
-            done: 0,
-            pages: Vec::new(),
-            generated: 0,
-            first_at: Time::ZERO,
-            paused: false,
-        }
+        Self { prefix, length: prompt, done: 0, pages: Vec::new(), generated: 0, first_at: Time::ZERO }
     }
 
     /// Tokens to be computed until the next one is known.
@@ -261,8 +252,11 @@ impl Policy {
 
     /// A waiting sequence makes room for one that began before it.
     pub(crate) fn preempt_sequence(&mut self, now: Time, id: RequestId) {
-        let Live { request, alone } = self.take_out(id);
-        self.leave_pages(request.model, id);
+        let live = self.live[&id];
+        let model = live.request.model;
+        let alone = self.models[&model].waiting[&live.plan.key].alone;
+        self.dequeue(id, None);
+        self.leave_pages(model, id);
         self.sequences_preempted += 1;
         self.wait_for_token(now, id, alone);
     }
@@ -317,41 +311,29 @@ impl Policy {
         self.expiries.remove(&(live.plan.expires, id));
         self.expiries.insert((plan.expires, id));
         self.live.get_mut(&id).expect("just seen").plan = plan;
-        if !self.sequences[&id].paused {
+        if !live.paused {
             self.enqueue(id, alone);
         }
-    }
-
-    /// Takes a waiting request out of its queue.
-    fn take_out(&mut self, id: RequestId) -> Live {
-        let live = self.live[&id];
-        let alone = self.models[&live.request.model].waiting[&live.plan.key].alone;
-        self.dequeue(id, None);
-        Live { request: live.request, alone }
     }
 
     /// The reader of a sequence's tokens does not keep up: it waits until he does, or has waited for too
     /// long.
     pub(crate) fn reader_stalled(&mut self, id: RequestId) {
-        let Some(sequence) = self.sequences.get_mut(&id) else { return };
-        let paused = std::mem::replace(&mut sequence.paused, true);
-        if !paused && self.live.get(&id).is_some_and(|live| live.step.is_none() && !live.parked) {
+        if self.live.get(&id).is_some_and(Live::waits) {
             self.dequeue(id, None);
+        }
+        if let Some(live) = self.live.get_mut(&id) {
+            live.paused = true;
         }
     }
 
     /// He is ready for more.
     pub(crate) fn reader_ready(&mut self, now: Time, id: RequestId) {
-        let Some(sequence) = self.sequences.get_mut(&id) else { return };
-        let paused = std::mem::replace(&mut sequence.paused, false);
-        if paused && self.live.get(&id).is_some_and(|live| live.step.is_none() && !live.parked) {
+        let Some(live) = self.live.get_mut(&id) else { return };
+        let was_paused = std::mem::replace(&mut live.paused, false);
+        if was_paused && live.waits() {
             self.wait_for_token(now, id, false);
         }
-    }
-
-    /// Whether its reader does not keep up, so that it waits nowhere.
-    pub(crate) fn is_paused(&self, id: RequestId) -> bool {
-        self.sequences.get(&id).is_some_and(|sequence| sequence.paused)
     }
 
     /// For the invariants: pages are with the sequences that have them, and nobody waits twice.
@@ -382,10 +364,4 @@ impl Policy {
         let has_answered = self.sequences.get(&request.id).is_some_and(|sequence| sequence.generated > 0);
         if has_answered { Priority(0) } else { request.priority }
     }
-}
-
-/// A request that was taken out of its queue.
-struct Live {
-    request: Request,
-    alone: bool,
 }

@@ -19,10 +19,10 @@ use crate::access::Caller;
 use crate::events::Port;
 use crate::heavy::HEAVY_BYTES;
 use crate::http::body::{self, RequestReader};
-use crate::http::explain;
 use crate::http::response::json;
 use crate::http::segments::Segments;
 use crate::http::text::{push_elements, push_integer, push_string};
+use crate::http::{explain, openai};
 use crate::infer::{self, Prepared};
 use crate::json::Cursor;
 use crate::terms::Terms;
@@ -87,15 +87,7 @@ pub(crate) async fn read(
     headers: &HeaderMap,
     body: &mut RequestReader,
 ) -> Result<(Asked, Terms), Error> {
-    let terms = Terms::from_headers(shared, headers, caller.tenant());
-    let terms = terms.and_then(|terms| shared.handle.may_send(caller.tenant()).map(|()| terms));
-    let terms = match terms {
-        Ok(terms) => terms,
-        Err(error) => {
-            body::discard(headers, body).await;
-            return Err(error);
-        }
-    };
+    let terms = openai::terms(shared, caller, headers, body).await?;
     let bytes = body::read(shared, headers, body, 0).await?;
     let depth_max = shared.limits.json_depth_max;
     let is_heavy = bytes.len() > HEAVY_BYTES;

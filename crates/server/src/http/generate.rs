@@ -26,7 +26,7 @@ use crate::http::asked::{Asked, Prompt};
 use crate::http::body::{self, RequestReader};
 use crate::http::completions::{Form, Usage, error_event};
 use crate::http::segments::Segments;
-use crate::http::{explain, response};
+use crate::http::{explain, openai, response};
 use crate::terms::Terms;
 use crate::{Shared, deadline};
 
@@ -59,14 +59,9 @@ pub(crate) async fn respond(
     body: &mut RequestReader,
 ) -> Response<Segments> {
     let as_openai = |model: &str, result| told(shared, started, model, headers, result, form.errors());
-    let terms = Terms::from_headers(shared, headers, caller.tenant());
-    let terms = terms.and_then(|terms| shared.handle.may_send(caller.tenant()).map(|()| terms));
-    let terms = match terms {
+    let terms = match openai::terms(shared, caller, headers, body).await {
         Ok(terms) => terms,
-        Err(error) => {
-            body::discard(headers, body).await;
-            return as_openai("", Err(error));
-        }
+        Err(error) => return as_openai("", Err(error)),
     };
     let asked = match body::read(shared, headers, body, 0).await {
         Ok(bytes) => {

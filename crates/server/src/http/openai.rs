@@ -1,15 +1,19 @@
 //! The paths of OpenAI's API, how it shows errors, and the list of models that it knows.
 
-use http::Response;
+use http::{HeaderMap, Response};
 use quadrant_node::ModelEntry;
 use quadrant_types::{Error, ErrorCode};
 
+use crate::Shared;
+use crate::access::Caller;
 use crate::errors::bounded_message;
+use crate::http::body::{self, RequestReader};
 use crate::http::embeddings;
 use crate::http::response::json;
 use crate::http::segments::Segments;
 use crate::http::text::{push_list, push_string};
 use crate::http::with_error_headers;
+use crate::terms::Terms;
 
 /// Whether errors of this path have OpenAI's shape.
 pub(crate) fn is_ours(path: &str) -> bool {
@@ -17,6 +21,24 @@ pub(crate) fn is_ours(path: &str) -> bool {
         let known = ["models", "embeddings", "chat/completions", "completions", "tokenize", "detokenize"];
         known.contains(&rest) || rest.starts_with("models/")
     }) || matches!(path, "/tokenize" | "/detokenize")
+}
+
+/// What the headers of a call say of it, if its tenant may send it now; otherwise its body is read away.
+///
+/// # Errors
+/// What is wrong with them, or what the scheduler says to this tenant at present.
+pub(crate) async fn terms(
+    shared: &Shared,
+    caller: &Caller,
+    headers: &HeaderMap,
+    body: &mut RequestReader,
+) -> Result<Terms, Error> {
+    let terms = Terms::from_headers(shared, headers, caller.tenant());
+    let terms = terms.and_then(|terms| shared.handle.may_send(caller.tenant()).map(|()| terms));
+    if terms.is_err() {
+        body::discard(headers, body).await;
+    }
+    terms
 }
 
 /// What follows the API's prefix, of which there are two: KServe moves OpenAI's paths aside.
