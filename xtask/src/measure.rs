@@ -10,12 +10,14 @@ mod latency;
 mod llama;
 mod residency;
 pub(crate) mod server;
+mod serving;
 mod size;
 mod throughput;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
-use quadrant_bench::Report;
+use quadrant_bench::{Report, TokenReport};
+use serde::de::DeserializeOwned;
 
 use crate::run::{cargo, run, say, target};
 
@@ -31,6 +33,9 @@ pub(crate) struct MeasureArgs {
     /// Seconds of one repetition on one side.
     #[arg(long, default_value_t = 4.0)]
     seconds: f64,
+    /// Seconds of the trace that a server of language models is sent.
+    #[arg(long, default_value_t = 300.0)]
+    trace_seconds: f64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -55,6 +60,14 @@ enum What {
     Turmoil,
     /// The language engine against llama.cpp, which is built for it.
     Language,
+    /// Chats in time, against llama.cpp's server.
+    Chats,
+    /// What another model feels beside a saturated language model.
+    Beside,
+    /// What a beginning that prompts share saves.
+    Prefix,
+    /// From the start of the process to the first token, against llama.cpp's server.
+    Start,
 }
 
 /// Measures.
@@ -95,6 +108,18 @@ pub(crate) fn run_measure(args: &MeasureArgs) -> Result<()> {
     if wanted(What::Language) {
         language::measure(args)?;
     }
+    if wanted(What::Chats) {
+        serving::chats(args)?;
+    }
+    if wanted(What::Beside) {
+        serving::beside(args)?;
+    }
+    if wanted(What::Prefix) {
+        serving::prefix(args)?;
+    }
+    if wanted(What::Start) {
+        serving::start(args)?;
+    }
     Ok(())
 }
 
@@ -120,27 +145,37 @@ pub(crate) fn bench(address: &str, arguments: &[&str]) -> Result<Report> {
 
 /// Runs `quadrant bench` with these arguments.
 pub(crate) fn bench_any(address: &str, arguments: &[&str]) -> Result<Report> {
+    generator("bench", address, arguments)
+}
+
+/// Runs `quadrant bench-tokens` with these arguments.
+fn bench_tokens(address: &str, arguments: &[&str]) -> Result<TokenReport> {
+    generator("bench-tokens", address, arguments)
+}
+
+/// Runs a load generator; its report.
+fn generator<T: DeserializeOwned>(command: &str, address: &str, arguments: &[&str]) -> Result<T> {
     // A generator in an open loop stands for other machines, so it goes before the server where that is
     // allowed; how late it sends is measured in any case. In a closed loop it would interrupt the server at
     // every answer, which no other machine does.
     let is_open = arguments.iter().any(|argument| ["--trace", "--poisson", "--constant"].contains(argument));
     let realtime = ["-f", "1"];
     let allowed = std::process::Command::new("chrt").args(realtime).arg("true").output();
-    let mut command = match allowed {
+    let mut load = match allowed {
         Ok(output) if is_open && output.status.success() => {
-            let mut command = std::process::Command::new("chrt");
-            command.args(realtime).arg(program("quadrant"));
-            command
+            let mut load = std::process::Command::new("chrt");
+            load.args(realtime).arg(program("quadrant"));
+            load
         }
         Ok(_) | Err(_) => std::process::Command::new(program("quadrant")),
     };
-    let output = command
-        .args(["bench", "--quiet", "--json", "-", "--address", address])
+    let output = load
+        .args([command, "--quiet", "--json", "-", "--address", address])
         .args(arguments)
         .output()
-        .context("cannot run `quadrant bench`")?;
+        .context("cannot run the load generator")?;
     if !output.status.success() {
-        bail!("`quadrant bench` failed: {}", String::from_utf8_lossy(&output.stderr));
+        bail!("`quadrant {command}` failed: {}", String::from_utf8_lossy(&output.stderr));
     }
     serde_json::from_slice(&output.stdout).context("a report that cannot be read")
 }

@@ -17,6 +17,7 @@ mod run;
 mod schedule;
 mod spec;
 mod stamped;
+mod tokens;
 
 use std::io;
 
@@ -27,6 +28,9 @@ pub use report::{LatencyMs, ModelReport, Report, Snapshot};
 pub use run::run;
 pub use schedule::{Trace, read_trace};
 pub use spec::parse_model;
+pub use tokens::{
+    Lengths, TokenArrivals, TokenPlan, TokenReport, poisson_times, read_token_trace, run_tokens,
+};
 
 /// Why a run could not be made.
 #[derive(Debug, thiserror::Error)]

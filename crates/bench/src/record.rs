@@ -40,7 +40,7 @@ pub(crate) fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, LONGEST_NS, 3).expect("the bounds are valid")
 }
 
-fn add(histogram: &mut Histogram<u64>, time: Duration) {
+pub(crate) fn add(histogram: &mut Histogram<u64>, time: Duration) {
     histogram.saturating_record(u64::try_from(time.as_nanos()).unwrap_or(LONGEST_NS));
 }
 

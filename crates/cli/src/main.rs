@@ -2,6 +2,7 @@
 //! hands over to the crates that do the work.
 
 mod bench;
+mod bench_tokens;
 mod cache;
 mod chat;
 mod checked;
@@ -47,6 +48,8 @@ enum Command {
     Chat(chat::ChatArgs),
     /// Send load and report latency percentiles.
     Bench(bench::BenchArgs),
+    /// Send completions to a language model and report when their tokens came.
+    BenchTokens(bench_tokens::BenchTokensArgs),
     /// Simulate many models on one device under a load.
     Simulate(simulate::SimulateArgs),
     /// Find the highest load that meets the objectives, and how many devices a load needs.
@@ -89,6 +92,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Infer(args) => infer::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Bench(args) => bench::run_bench(args),
+        Command::BenchTokens(args) => bench_tokens::run_bench(args),
         Command::Simulate(args) => simulate::run(args),
         Command::Plan(args) => simulate::plan(args),
         Command::Observe(args) => observe::run(args),

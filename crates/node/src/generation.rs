@@ -36,6 +36,8 @@ pub struct GenerationRequest {
     pub arrived: Time,
     /// Size of what came with it.
     pub bytes_in: u64,
+    /// Prompts share what they begin with only if they have the same salt.
+    pub salt: Arc<str>,
 }
 
 /// When tokens are wanted.
@@ -153,9 +155,12 @@ impl TokenStream {
     }
 }
 
-/// What tells the whole pages of a prompt from others: of each the hash of all tokens up to its end.
-pub(crate) fn page_hashes(prompt: &[u32], page_tokens: usize) -> Arc<[PageHash]> {
-    let mut so_far = Sha256::new();
+/// What tells the whole pages of a prompt from others: of each the hash of the salt and of all tokens up to
+/// its end.
+pub(crate) fn page_hashes(salt: &str, prompt: &[u32], page_tokens: usize) -> Arc<[PageHash]> {
+    let mut so_far = Sha256::new_with_prefix(salt);
+    // No salt may read like another one with tokens behind it.
+    so_far.update((salt.len() as u64).to_le_bytes());
     let whole = prompt.chunks_exact(page_tokens.max(1));
     let hash = |page: &[u32]| {
         for token in page {
@@ -174,11 +179,12 @@ mod tests {
 
     #[test]
     fn pages_that_begin_alike_have_the_same_hashes_up_to_where_they_differ() {
-        let hashes = |tokens: &[u32]| page_hashes(tokens, 2).to_vec();
+        let hashes = |tokens: &[u32]| page_hashes("", tokens, 2).to_vec();
         let (one, other) = (hashes(&[1, 2, 3, 4, 5]), hashes(&[1, 2, 3, 5, 5, 6]));
         assert_eq!((one.len(), other.len()), (2, 3));
         assert!(one[0] == other[0] && one[1] != other[1]);
         assert_ne!(hashes(&[3, 4])[0], one[1], "what comes before counts");
+        assert_ne!(page_hashes("salt", &[1, 2], 2)[0], one[0]);
     }
 
     #[test]

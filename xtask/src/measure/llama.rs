@@ -14,7 +14,7 @@ const REQUIREMENTS: &str = "xtask/src/measure/llama/requirements.txt";
 const PACKAGE: &str = "llama_cpp_python";
 const VERSION: &str = "0.3.36";
 /// What is built of it.
-const PROGRAMS: [&str; 3] = ["llama-bench", "llama-batched-bench", "llama-quantize"];
+const PROGRAMS: [&str; 4] = ["llama-bench", "llama-batched-bench", "llama-quantize", "llama-server"];
 /// How: for this processor, without what is not measured.
 const FLAGS: [&str; 6] = [
     "-DCMAKE_BUILD_TYPE=Release",

@@ -16,7 +16,7 @@ use crate::message::{Generating, Message, Pending};
 impl Driver {
     pub(crate) fn generate(self: &Arc<Self>, asked: GenerationRequest) -> Result<TokenStream, Error> {
         let id = RequestId(self.next_request.fetch_add(1, Ordering::Relaxed));
-        let GenerationRequest { model, generation, priority, tenant, pace, arrived, bytes_in } = asked;
+        let GenerationRequest { model, generation, priority, tenant, pace, arrived, bytes_in, salt } = asked;
         let Some(language) = model.language.clone() else {
             return Err(Error::invalid(format!("the model `{}` generates nothing", model.spec.name)));
         };
@@ -25,7 +25,7 @@ impl Driver {
         let work = Work::Generate { prompt, new_max, bytes_in };
         let objective = pace.or(model.pace).objective(arrived);
         let request = Request { id, model: model.id, tenant, priority, arrived, objective, work };
-        let prefix = page_hashes(&generation.prompt, language.page_tokens);
+        let prefix = page_hashes(&salt, &generation.prompt, language.page_tokens);
         let sequence = Sequence::new(generation, language).map_err(Error::invalid)?;
         let sequence = Arc::new(sequence);
         let (writer, tokens) = mpsc::channel(UNREAD_MAX);

@@ -43,6 +43,8 @@ pub(crate) struct Asked {
     /// Whether a stream ends with how many tokens there were.
     pub(crate) include_usage: bool,
     pub(crate) priority: Option<u32>,
+    /// What a prompt begins with is shared only with those of the same salt.
+    pub(crate) cache_salt: Option<String>,
 }
 
 /// What is to be continued.
@@ -87,6 +89,7 @@ struct Body {
     structured_outputs: Option<Structured>,
     tools: Option<Vec<Value>>,
     priority: Option<u32>,
+    cache_salt: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -264,6 +267,7 @@ impl Asked {
             stream: body.stream.unwrap_or(false),
             include_usage: body.stream_options.is_some_and(|options| options.include_usage),
             priority: body.priority,
+            cache_salt: body.cache_salt,
         })
     }
 }

@@ -176,6 +176,7 @@ fn prepare(
     }
     let seed = asked.seed.unwrap_or_else(|| shared.handle.now().as_nanos());
     let priority = asked.priority.map(Priority).or(terms.priority).unwrap_or(entry.priority);
+    let salt: Arc<str> = asked.cache_salt.as_deref().unwrap_or_default().into();
     let request = |index: u32| {
         let mut sampling = asked.sampling.clone();
         sampling.seed = seed.wrapping_add(u64::from(index));
@@ -194,6 +195,7 @@ fn prepare(
             pace,
             arrived,
             bytes_in: bytes_in as u64,
+            salt: Arc::clone(&salt),
         }
     };
     let requests = (0..asked.choices).map(request).collect();

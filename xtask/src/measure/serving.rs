@@ -1,0 +1,392 @@
+//! Language models as they are served: how many requests of a recorded hour of chats are answered in time,
+//! against llama.cpp's own server; what another model feels beside one; what a shared beginning saves; and how
+//! soon after its start a server says something.
+//!
+//! Chats are Azure's of 2023, an eighth as long, which suits a model of this size on two cores; both servers
+//! are sent the same arrivals and lengths, one server after the other, with prompts that have nothing in
+//! common. The rate is that of the trace, stretched or squeezed in steps of a tenth.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use quadrant_bench::TokenReport;
+
+use super::llama::Llama;
+use super::server::Server;
+use super::{MeasureArgs, bench, bench_tokens, program, repeat, spread};
+use crate::assets;
+use crate::run::{root, say, target, within};
+use crate::schedule::mix::Mix;
+
+const TRACE: &str = "crates/traffic/traces/azure_llm_2023_conv.csv";
+/// How much shorter prompts and answers are.
+const SHORTER: &str = "8";
+/// The objectives, in milliseconds: of the first token, and of each further one.
+const FIRST_MS: &str = "2000";
+const EACH_MS: &str = "100";
+/// The share of requests that must meet both.
+const ATTAINMENT: f64 = 0.99;
+/// From one rate to the next.
+const STEP: f64 = 1.1;
+/// Rates are first looked for in steps so many times as large.
+const COARSE: i32 = 4;
+/// What llama.cpp's server is tried with: requests at a time, and tokens in one pass through the model.
+const LLAMA_SETTINGS: [(u32, u32); 4] = [(8, 512), (32, 512), (8, 128), (32, 128)];
+/// The context of one request of it.
+const LLAMA_CONTEXT: u32 = 1_024;
+/// Seconds of the trace with which settings are compared, and its speed then.
+const TRIED: (f64, f64) = (45.0, 0.5);
+/// How long a server may take to start.
+const START_MAX: Duration = Duration::from_secs(60);
+/// The name under which the demo's language model is served.
+const MODEL: &str = "smollm2";
+
+/// The highest rate at which 99 of 100 requests meet both objectives, over that of llama.cpp's server.
+pub(super) fn chats(args: &MeasureArgs) -> Result<()> {
+    let llama = Llama::prepare()?;
+    let (models, config) = alone()?;
+    let settings = best_settings(args, &llama, &models)?;
+    let (mut at, mut ratios, mut rates) = ([4, -6], Vec::new(), [Vec::new(), Vec::new()]);
+    for repetition in 0..args.repetitions {
+        let seed = 1 + repetition as u64;
+        let mut rate = [0.0; 2];
+        for (side, name) in ["quadrant", "llama-server"].into_iter().enumerate() {
+            let server = match side {
+                0 => Server::quadrant(&models, &config)?,
+                _ => llama_server(&llama, &models, settings)?,
+            };
+            let (step, report) = highest(args, &server, name, at[side], seed)?;
+            at[side] = step;
+            rate[side] = report.offered_per_second.context("an open loop")?;
+            rates[side].push(rate[side]);
+        }
+        ratios.push(rate[0] / rate[1]);
+        say(&format!("  repetition {}: {:.2}/s over {:.2}/s", repetition + 1, rate[0], rate[1]));
+    }
+    say(&format!(
+        "chats in time, {} s of the trace: {} of llama.cpp's server, bar 2x; the highest rate with 99 % in time \
+         {} over {}; {} repetitions; llama-server with {} requests at a time and {} tokens in a pass",
+        args.trace_seconds,
+        spread(&ratios, "x"),
+        spread(&rates[0], "/s"),
+        spread(&rates[1], "/s"),
+        ratios.len(),
+        settings.0,
+        settings.1
+    ));
+    Ok(())
+}
+
+/// The highest speed, as a power of [`STEP`], at which enough is in time, and what was reported then.
+fn highest(
+    args: &MeasureArgs,
+    server: &Server,
+    name: &str,
+    start: i32,
+    seed: u64,
+) -> Result<(i32, TokenReport)> {
+    let try_at = |step: i32| -> Result<Option<TokenReport>> {
+        let speed = STEP.powi(step);
+        let report = replay(server, (args.trace_seconds, speed), seed)?;
+        say(&format!("  {name} at {}", line(&report)));
+        Ok((report.attainment >= ATTAINMENT && !report.gave_up).then_some(report))
+    };
+    let mut step = start;
+    let mut stride = COARSE;
+    let mut good = try_at(step)?;
+    // Until there is one that is good below one that is not.
+    let was_good = good.is_some();
+    let (mut low, mut high) = (step, step);
+    loop {
+        step += if was_good { stride } else { -stride };
+        ensure!(step > -60, "`{name}` is late at any rate");
+        match (try_at(step)?, was_good) {
+            (Some(report), true) => (low, good) = (step, Some(report)),
+            (Some(report), false) => {
+                (low, good) = (step, Some(report));
+                break;
+            }
+            (None, true) => {
+                high = step;
+                break;
+            }
+            (None, false) => high = step,
+        }
+    }
+    while high - low > 1 {
+        stride = (high - low) / 2;
+        match try_at(low + stride)? {
+            Some(report) => (low, good) = (low + stride, Some(report)),
+            None => high = low + stride,
+        }
+    }
+    Ok((low, good.context("a rate that was good")?))
+}
+
+/// Replays so many seconds of the trace at this speed.
+fn replay(server: &Server, (seconds, speed): (f64, f64), seed: u64) -> Result<TokenReport> {
+    let trace = root().join(TRACE);
+    let trace = trace.to_str().context("a path that is no text")?;
+    let (duration, speed, seed) = (seconds.to_string(), speed.to_string(), seed.to_string());
+    let attainment = ATTAINMENT.to_string();
+    let mut arguments = vec!["--trace", trace, "--duration", &duration, "--speed", &speed, "--seed", &seed];
+    arguments.extend(["--shorter", SHORTER, "--ttft-ms", FIRST_MS, "--tpot-ms", EACH_MS]);
+    arguments.extend(["--give-up-below", &attainment, "--model", MODEL]);
+    bench_tokens(&server.http, &arguments)
+}
+
+fn line(report: &TokenReport) -> String {
+    format!(
+        "{:.2}/s: {:.2} % in time{}; first token p50 {:.0}, p99 {:.0} ms; each p50 {:.1}, p99 {:.1} ms; {} failed",
+        report.offered_per_second.unwrap_or_default(),
+        100.0 * report.attainment,
+        if report.gave_up { " so far, given up" } else { "" },
+        report.first_token_ms.p50,
+        report.first_token_ms.p99,
+        report.each_token_ms.p50,
+        report.each_token_ms.p99,
+        report.failed
+    )
+}
+
+/// The settings of llama.cpp's server with which most is in time, and first tokens come soonest.
+fn best_settings(args: &MeasureArgs, llama: &Llama, models: &Path) -> Result<(u32, u32)> {
+    let mut best = None;
+    for settings in LLAMA_SETTINGS {
+        let server = llama_server(llama, models, settings)?;
+        let (seconds, speed) = TRIED;
+        let report = replay(&server, (seconds.min(args.trace_seconds), speed), 1_000)?;
+        let (slots, pass) = settings;
+        say(&format!("  llama-server, {slots} at a time, {pass} tokens in a pass: {}", line(&report)));
+        let figure = (report.attainment, -report.first_token_ms.mean);
+        if best.is_none_or(|(so_far, _)| figure > so_far) {
+            best = Some((figure, settings));
+        }
+    }
+    Ok(best.context("settings to try")?.1)
+}
+
+/// A folder with the language model alone, and a configuration for it.
+fn alone() -> Result<(PathBuf, PathBuf)> {
+    let folder = target().join("measure/language");
+    std::fs::create_dir_all(&folder)?;
+    std::fs::copy(assets::fetch()?.join("models/smollm2.gguf"), folder.join(format!("{MODEL}.gguf")))?;
+    let config = target().join("measure/language.toml");
+    std::fs::write(&config, "[device]\nonnxruntime = \"off\"\n[model_defaults]\nqueue = 16384\n")?;
+    Ok((folder, config))
+}
+
+/// llama.cpp's server on both cores, with so many requests at a time and tokens in a pass. What it would keep
+/// of prompts that never come again would cost it time only.
+fn llama_server(llama: &Llama, models: &Path, (slots, pass): (u32, u32)) -> Result<Server> {
+    let mut server = spawn_llama(llama, models, (slots, pass))?;
+    let ready = within(START_MAX, || {
+        ensure!(server.ended()?.is_none(), "`llama-server` ended");
+        Ok(matches!(get(&server.http, "/health"), Ok(200)))
+    })?;
+    ensure!(ready, "`llama-server` is not ready after `{START_MAX:?}`");
+    Ok(server)
+}
+
+fn spawn_llama(llama: &Llama, models: &Path, (slots, pass): (u32, u32)) -> Result<Server> {
+    let http = free_address()?;
+    let context = (slots * LLAMA_CONTEXT).to_string();
+    let mut command = dies_with_us(&llama.program("llama-server"));
+    command.arg("-m").arg(models.join(format!("{MODEL}.gguf"))).args(["--alias", MODEL]);
+    let port = http.rsplit(':').next().unwrap_or_default();
+    command.args(["--host", "127.0.0.1", "--port", port, "-t", "2", "-tb", "2"]);
+    command.args(["-np", &slots.to_string(), "-c", &context, "-ub", &pass.to_string(), "-cram", "0"]);
+    let child = command.spawn().context("cannot start `llama-server`")?;
+    Ok(Server::of_group(child, http))
+}
+
+/// A command whose process leads a group of its own and is told when we end.
+fn dies_with_us(program: &Path) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "TERM"]).arg(program).process_group(0);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+/// An address that was free just now.
+fn free_address() -> Result<String> {
+    let free = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr())?;
+    Ok(free.to_string())
+}
+
+/// The status of a page.
+fn get(address: &str, path: &str) -> Result<u16> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
+    status(&mut BufReader::new(stream))
+}
+
+fn status(reader: &mut impl BufRead) -> Result<u16> {
+    let mut line = String::new();
+    reader.read_line(&mut line)?;
+    line.split_ascii_whitespace().nth(1).context("no status")?.parse().context("a status that is no number")
+}
+
+/// Seconds of one window beside another model, at least: there must be requests for a 99th percentile.
+const WINDOW_S: f64 = 30.0;
+/// Requests at a time that saturate the language model.
+const SATURATION: &str = "16";
+/// Requests per second of the other model.
+const QUIET_RATE: &str = "10";
+
+/// What Magika's requests feel beside a saturated language model, and what they cost that.
+pub(super) fn beside(args: &MeasureArgs) -> Result<()> {
+    let (folder, config) = (target().join("measure/beside"), target().join("measure/beside.toml"));
+    std::fs::create_dir_all(&folder)?;
+    let (assets, magika) = (assets::fetch()?, Mix::member("magika").context("a member of the mix")?);
+    for file in ["smollm2.gguf", "magika.onnx"] {
+        std::fs::copy(assets.join("models").join(file), folder.join(file))?;
+    }
+    let library = assets.join("onnxruntime/libonnxruntime.so");
+    let models = "[models.magika]\nlatency_objective_ms = 50\n";
+    std::fs::write(&config, format!("[device]\nonnxruntime = \"{}\"\n{models}", library.display()))?;
+    let server = Server::quadrant(&folder, &config)?;
+    let seconds = args.seconds.max(WINDOW_S).to_string();
+    let quiet = || {
+        let load =
+            ["--model", magika.request, "--constant", QUIET_RATE, "--duration", &seconds, "--warmup", "1"];
+        bench(&server.http, &load)
+    };
+    let busy = || {
+        let load = ["--model", MODEL, "--concurrency", SATURATION, "--duration", &seconds, "--warmup", "2"];
+        let report = bench_tokens(&server.http, &load)?;
+        ensure!(report.failed == 0, "requests failed: {:?}", report.failures);
+        Ok(report)
+    };
+    let (turns, voids) = repeat(args.repetitions, || {
+        let (quiet_alone, busy_alone) = (quiet()?, busy()?);
+        let (quiet_beside, busy_beside) = std::thread::scope(|scope| {
+            let busy = scope.spawn(busy);
+            (quiet(), busy.join())
+        });
+        let busy_beside =
+            busy_beside.map_err(|_| anyhow::anyhow!("a thread of the measurement panicked"))??;
+        let quiet_beside = quiet_beside?;
+        let p99 = (quiet_beside.total.latency_ms.p99, quiet_alone.total.latency_ms.p99);
+        let tokens = (busy_beside.tokens_per_second, busy_alone.tokens_per_second);
+        Ok(quiet_alone.void.or(quiet_beside.void).map_or(Ok((p99, tokens)), Err))
+    })?;
+    let column = |of: fn(&((f64, f64), (f64, f64))) -> f64| turns.iter().map(of).collect::<Vec<f64>>();
+    say(&format!(
+        "Magika beside a saturated language model: p99 {} of alone, bar 1.25x; {} over {}; the language model's \
+         throughput {} of alone, bar 0.85x; {} over {} tokens/s; {} turns of {seconds} s windows, {voids} void",
+        spread(&column(|((beside, alone), _)| beside / alone), "x"),
+        spread(&column(|((beside, _), _)| *beside), " ms"),
+        spread(&column(|((_, alone), _)| *alone), " ms"),
+        spread(&column(|(_, (beside, alone))| beside / alone), "x"),
+        spread(&column(|(_, (beside, _))| *beside), ""),
+        spread(&column(|(_, (_, alone))| *alone), ""),
+        turns.len()
+    ));
+    Ok(())
+}
+
+/// What a beginning that many prompts share saves them.
+pub(super) fn prefix(args: &MeasureArgs) -> Result<()> {
+    let (models, config) = alone()?;
+    let server = Server::quadrant(&models, &config)?;
+    let (mut middles, mut worsts, mut firsts) = (Vec::new(), Vec::new(), Vec::new());
+    for repetition in 0..args.repetitions {
+        let seed = (1 + repetition).to_string();
+        let load =
+            ["--model", MODEL, "--prompt", "1020", "--shared-prefix", "1000", "--new", "16", "--seed", &seed];
+        let load = [&load[..], &["--concurrency", "1", "--requests", "64"]].concat();
+        let shared = bench_tokens(&server.http, &load)?;
+        let apart = bench_tokens(&server.http, &[&load[..], &["--uncached"]].concat())?;
+        ensure!(shared.answered == 64 && apart.answered == 64, "requests failed: {:?}", shared.failures);
+        ensure!(shared.texts == apart.texts, "what is shared changes answers");
+        let (first, later) = shared.first_tokens_ms.split_first().context("64 answers")?;
+        middles.push(super::median_of(later.to_vec()) / first);
+        worsts.push(later.iter().copied().fold(0.0, f64::max) / first);
+        firsts.push(*first);
+    }
+    say(&format!(
+        "64 requests that share 1000 of 1020 tokens: the later ones' first token after {} of the first's, the \
+         worst {}, bar 0.1x; the first's {}; every text equal to that without a cache; {} repetitions",
+        spread(&middles, "x"),
+        spread(&worsts, "x"),
+        spread(&firsts, " ms"),
+        firsts.len()
+    ));
+    Ok(())
+}
+
+/// From the start of a process to the first token of its first answer, against llama.cpp's server; the file
+/// lies in the page cache, and Quadrant has measured the model before.
+pub(super) fn start(args: &MeasureArgs) -> Result<()> {
+    let llama = Llama::prepare()?;
+    let (models, config) = alone()?;
+    // The first start reads the file, measures the model and keeps what it found.
+    drop(Server::quadrant(&models, &config)?);
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..args.repetitions {
+        let http = free_address()?;
+        let mut command = dies_with_us(&program("quadrant"));
+        command.arg("serve").arg(&models).arg("--config").arg(&config).args(["--http-address", &http]);
+        command.args(["--grpc-address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0"]);
+        let began = now();
+        let server = Server::of_group(command.spawn().context("cannot start `quadrant serve`")?, http);
+        ours.push(first_token(server, began)?);
+        let began = now();
+        theirs.push(first_token(spawn_llama(&llama, &models, LLAMA_SETTINGS[0])?, began)?);
+    }
+    let ratios: Vec<f64> = ours.iter().zip(&theirs).map(|(ours, theirs)| ours / theirs).collect();
+    say(&format!(
+        "from the start of the process to the first token: {} of llama.cpp's server, bar 1.5x; {} over {}",
+        spread(&ratios, "x"),
+        spread(&ours, " ms"),
+        spread(&theirs, " ms")
+    ));
+    Ok(())
+}
+
+/// Milliseconds until the first event of a stream has come.
+fn first_token(mut server: Server, began: Instant) -> Result<f64> {
+    let body = format!(
+        "{{\"model\":\"{MODEL}\",\"prompt\":\"Once upon a time\",\"max_tokens\":8,\"temperature\":0,\"stream\":true}}"
+    );
+    while began.elapsed() < START_MAX {
+        ensure!(server.ended()?.is_none(), "the server ended");
+        if let Ok(Some(came)) = try_first_token(&server.http, &body) {
+            return Ok((came - began).as_secs_f64() * 1e3);
+        }
+        #[expect(clippy::disallowed_methods, reason = "another process tells no channel of ours")]
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    anyhow::bail!("the server says nothing after `{START_MAX:?}`")
+}
+
+/// When the first event came, if the server answers already.
+fn try_first_token(address: &str, body: &str) -> Result<Option<Instant>> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_nodelay(true)?;
+    let length = body.len();
+    let head =
+        "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json";
+    stream.write_all(format!("{head}\r\nContent-Length: {length}\r\n\r\n{body}").as_bytes())?;
+    let mut reader = BufReader::new(stream);
+    if status(&mut reader)? != 200 {
+        return Ok(None);
+    }
+    for line in reader.lines() {
+        if line?.starts_with("data:") {
+            return Ok(Some(now()));
+        }
+    }
+    Ok(None)
+}
+
+#[expect(clippy::disallowed_methods, reason = "what is measured is this time")]
+fn now() -> Instant {
+    Instant::now()
+}
