@@ -54,7 +54,7 @@ impl Policy {
         queue.account.advance(now);
         let had = queue.account.had(now);
         let found = self.keeps_pace(now, request);
-        let found = found.and_then(|()| self.find_room(now, request, &plan, actions));
+        let found = found.and_then(|pace| self.find_room(now, request, (&plan, pace), actions));
         let queue = self.models.get_mut(&request.model).expect("within bounds, so it is known");
         // What no room would help is nothing that others would have to leave room for.
         let has_a_chance = plan.key.start_by() >= now;
@@ -180,12 +180,13 @@ impl Policy {
     }
 
     /// Sees to it that the request and everything accepted before end in time, at the expense of less
-    /// important requests if need be.
+    /// important requests if need be. A share of the device goes to what nobody has asked for yet: the further
+    /// tokens of sequences.
     pub(crate) fn find_room(
         &mut self,
         now: Time,
         request: &Request,
-        plan: &Plan,
+        (plan, pace): (&Plan, f64),
         actions: &mut Vec<Action>,
     ) -> Result<(), Error> {
         if plan.key.start_by() < now {
@@ -203,11 +204,12 @@ impl Policy {
         let (account, span) = (&self.models[&request.model].account, plan.deadline.since(now));
         let reserve = self.fairness.reserve(now, account.had(now), span);
         let reserve = reserve.max(self.level.reserve(account.asks(now), span));
+        let tokens = scaled(span, pace);
         let (until_due, margin) = (nanos(plan.due.since(now)), self.caution.margin(now));
         let missing = |policy: &Self| {
             let room = policy.demand.room(now, plan.due, ahead);
             let booked = Duration::from_nanos(u64::try_from(until_due - room).unwrap_or(0));
-            nanos(plan.work + reserve.max(scaled(booked, margin))) - room
+            nanos(plan.work + tokens + reserve.max(scaled(booked, margin))) - room
         };
         let first_missing = missing(self);
         if first_missing <= 0 {

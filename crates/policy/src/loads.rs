@@ -219,9 +219,10 @@ impl Policy {
             self.live.remove(&id);
             self.expiries.remove(&(plan.expires, id));
             let plan = self.plan(now, &request);
-            let has_room = plan.key.easy
-                || self.discipline != Discipline::Quadrant
-                || self.find_room(now, &request, &plan, actions).is_ok();
+            let has_room = plan.key.easy || self.discipline != Discipline::Quadrant || {
+                let pace = self.keeps_pace(now, &request);
+                pace.and_then(|pace| self.find_room(now, &request, (&plan, pace), actions)).is_ok()
+            };
             // It was accepted; what comes late for the load is still of use.
             let plan = if has_room { plan } else { self.best_effort_plan(&request) };
             self.let_in(now, request, plan);

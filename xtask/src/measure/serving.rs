@@ -36,11 +36,11 @@ const STEP: f64 = 1.1;
 /// Rates are first looked for in steps so many times as large.
 const COARSE: i32 = 4;
 /// What llama.cpp's server is tried with: requests at a time, and tokens in one pass through the model.
-const LLAMA_SETTINGS: [(u32, u32); 4] = [(8, 512), (32, 512), (8, 128), (32, 128)];
+const LLAMA_SETTINGS: [(u32, u32); 4] = [(4, 512), (8, 512), (16, 512), (8, 128)];
 /// The context of one request of it.
 const LLAMA_CONTEXT: u32 = 1_024;
 /// Seconds of the trace with which settings are compared, and its speed then.
-const TRIED: (f64, f64) = (45.0, 0.5);
+const TRIED: (f64, f64) = (20.0, 0.2);
 /// How long a server may take to start.
 const START_MAX: Duration = Duration::from_secs(60);
 /// The name under which the demo's language model is served.
@@ -51,7 +51,7 @@ pub(super) fn chats(args: &MeasureArgs) -> Result<()> {
     let llama = Llama::prepare()?;
     let (models, config) = alone()?;
     let settings = best_settings(args, &llama, &models)?;
-    let (mut at, mut ratios, mut rates) = ([4, -6], Vec::new(), [Vec::new(), Vec::new()]);
+    let (mut at, mut ratios, mut rates) = ([10, -17], Vec::new(), [Vec::new(), Vec::new()]);
     for repetition in 0..args.repetitions {
         let seed = 1 + repetition as u64;
         let mut rate = [0.0; 2];
@@ -338,7 +338,7 @@ pub(super) fn start(args: &MeasureArgs) -> Result<()> {
         let server = Server::of_group(command.spawn().context("cannot start `quadrant serve`")?, http);
         ours.push(first_token(server, began)?);
         let began = now();
-        theirs.push(first_token(spawn_llama(&llama, &models, LLAMA_SETTINGS[0])?, began)?);
+        theirs.push(first_token(spawn_llama(&llama, &models, LLAMA_SETTINGS[1])?, began)?);
     }
     let ratios: Vec<f64> = ours.iter().zip(&theirs).map(|(ours, theirs)| ours / theirs).collect();
     say(&format!(
