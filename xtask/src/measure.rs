@@ -3,6 +3,7 @@
 //! of the machine's time went to others, or the generator itself sent late, is void and repeated; voids are
 //! counted.
 
+mod chats;
 mod decisions;
 mod isolation;
 mod language;
@@ -33,7 +34,7 @@ pub(crate) struct MeasureArgs {
     /// Seconds of one repetition on one side.
     #[arg(long, default_value_t = 4.0)]
     seconds: f64,
-    /// Seconds of the trace that a server of language models is sent.
+    /// Seconds for which a server of language models is sent a trace.
     #[arg(long, default_value_t = 300.0)]
     trace_seconds: f64,
 }
@@ -109,7 +110,7 @@ pub(crate) fn run_measure(args: &MeasureArgs) -> Result<()> {
         language::measure(args)?;
     }
     if wanted(What::Chats) {
-        serving::chats(args)?;
+        chats::measure(args)?;
     }
     if wanted(What::Beside) {
         serving::beside(args)?;

@@ -2,8 +2,8 @@
 //! and when their tokens came.
 //!
 //! Prompts are tokens drawn by the seed, so their lengths are exact and no two begin alike unless that is
-//! wanted; answers are as long as asked for (`ignore_eos`, which vLLM and llama.cpp know, too). As in the rest
-//! of the crate, times count from the intended sending.
+//! wanted; answers are as long as asked for (`ignore_eos`, which vLLM and llama.cpp know, too). As in the
+//! rest of the crate, times count from the intended sending.
 
 mod report;
 mod run;
@@ -48,8 +48,8 @@ pub struct TokenPlan {
 pub enum TokenArrivals {
     /// Each at its time after the beginning, whatever became of those before it.
     Open(Vec<(Duration, Lengths)>),
-    /// So many at a time, each sending its next one when it has its last answer, until so many were sent or so
-    /// long was counted.
+    /// So many at a time, each sending its next one when it has its last answer, until so many were sent or
+    /// so long was counted.
     Closed(usize, Lengths, crate::Length),
 }
 
@@ -63,7 +63,7 @@ pub struct Lengths {
 }
 
 /// Reads a trace with the columns `arrival_ms`, `input_tokens` and `output_tokens`. Times are divided by
-/// `speed`; lengths by `shorter`, to no less than one token. What comes `within` of the trace is taken.
+/// `speed`; lengths by `shorter`, to no less than one token. What then comes `within` so long is taken.
 ///
 /// # Errors
 /// If the file cannot be read or is not of this form.
@@ -97,9 +97,12 @@ fn parse(text: &str, speed: f64, shorter: u32, within: Duration) -> Result<Vec<(
         let tokens = |column: usize| -> Result<u32, String> {
             Ok((cell(column)?.parse::<u32>().map_err(|_| wrong())? / shorter.max(1)).max(1))
         };
-        if time <= within.as_secs_f64() * 1e3 {
-            let lengths = Lengths { prompt: tokens(prompt)?, new: tokens(new)? };
-            requests.push((Duration::from_secs_f64(time / 1e3 / speed), lengths));
+        let (at, lengths) = (
+            Duration::from_secs_f64(time / 1e3 / speed),
+            Lengths { prompt: tokens(prompt)?, new: tokens(new)? },
+        );
+        if at <= within {
+            requests.push((at, lengths));
         }
     }
     requests.sort_by_key(|(at, _)| *at);
@@ -124,7 +127,7 @@ mod tests {
     #[test]
     fn a_trace_is_scaled_and_cut() {
         let text = "arrival_ms,input_tokens,output_tokens\n5000,80,3\n1000,391,104\n9000,1,1\n";
-        let requests = parse(text, 2.0, 8, Duration::from_secs(5)).unwrap();
+        let requests = parse(text, 2.0, 8, Duration::from_secs(3)).unwrap();
         let expected = [
             (Duration::from_millis(500), Lengths { prompt: 48, new: 13 }),
             (Duration::from_millis(2_500), Lengths { prompt: 10, new: 1 }),

@@ -48,7 +48,7 @@ pub(crate) struct BenchTokensArgs {
     /// Take nothing from the server's cache of prompts: each has its own `cache_salt`.
     #[arg(long)]
     uncached: bool,
-    /// How long to count, in seconds; of a trace, how much of it to replay, in its own time.
+    /// How long to send, in seconds, after the warm-up if there is one.
     #[arg(long, value_name = "SECONDS", default_value_t = 30.0, conflicts_with = "requests")]
     duration: f64,
     /// How many requests to send instead.
@@ -138,7 +138,7 @@ fn plan(args: &BenchTokensArgs) -> Result<TokenPlan> {
             TokenArrivals::Open(times.map(|at| (at, lengths)).collect())
         }
         (.., Some(trace)) => {
-            TokenArrivals::Open(read_token_trace(trace, args.speed, args.shorter, duration)?)
+            TokenArrivals::Open(read_token_trace(trace, args.speed, args.shorter, warmup + duration)?)
         }
         (None, None, None) => bail!("say when to send: `--concurrency`, `--poisson` or `--trace`"),
     };

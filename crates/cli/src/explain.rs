@@ -47,6 +47,7 @@ struct Explanation {
     compute_ms: Option<f64>,
     scatter_ms: Option<f64>,
     step: Option<Step>,
+    generation: Option<Generation>,
     waited_for: Vec<Overlap>,
     beside: Vec<Overlap>,
     preempted_by: Vec<Overlap>,
@@ -61,6 +62,20 @@ struct Step {
     class: String,
     predicted_ms: f64,
     real_ms: f64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Generation {
+    prompt_tokens: u32,
+    known_tokens: u32,
+    tokens: u32,
+    steps: u32,
+    steps_ms: f64,
+    preempted: u32,
+    first_token_ms: Option<f64>,
+    longest_gap_ms: Option<f64>,
+    #[serde(default)]
+    longest_gap_for: Vec<Overlap>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -150,6 +165,9 @@ fn describe(explanation: &Explanation) -> String {
     for (name, time) in stages.into_iter().chain([("scattering", explanation.scatter_ms)]) {
         add(time.map(|time| format!("  {name:<12} {time:>9.3} ms\n")).unwrap_or_default());
     }
+    if let Some(generation) = &explanation.generation {
+        add(describe_generation(generation, &explanation.beside));
+    }
     if let Some(step) = &explanation.step {
         let Step { rows, batch_mates, width, cores, class, predicted_ms, real_ms } = step;
         add(format!(
@@ -160,6 +178,29 @@ fn describe(explanation: &Explanation) -> String {
         for (name, overlaps) in disturbed.into_iter().filter(|(_, overlaps)| !overlaps.is_empty()) {
             add(format!("  {name:<12} {}\n", list("", overlaps).trim_start()));
         }
+    }
+    text
+}
+
+fn describe_generation(generation: &Generation, others: &[Overlap]) -> String {
+    let Generation { prompt_tokens, known_tokens, tokens, steps, steps_ms, preempted, .. } = generation;
+    let known = if *known_tokens > 0 { format!(", {known_tokens} of them known") } else { String::new() };
+    let mut text = match generation.first_token_ms {
+        Some(first) => {
+            format!("  first token  {first:>9.3} ms, of a prompt of {prompt_tokens} tokens{known}\n")
+        }
+        None => format!("  no token     of a prompt of {prompt_tokens} tokens{known}\n"),
+    };
+    text += &format!(
+        "  its steps    {steps_ms:>9.3} ms, {steps} for {tokens} tokens{}\n",
+        list("; meanwhile", others)
+    );
+    if let Some(gap) = generation.longest_gap_ms {
+        let reasons = list(" for", &generation.longest_gap_for);
+        text += &format!("  longest gap  {gap:>9.3} ms between two tokens{reasons}\n");
+    }
+    if *preempted > 0 {
+        text += &format!("  preempted    {preempted} times: its keys and values made room for others'\n");
     }
     text
 }
@@ -178,6 +219,27 @@ fn list(before: &str, overlaps: &[Overlap]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_a_generation_the_tokens_are_told() {
+        let explanation: Explanation = serde_json::from_str(
+            r#"{"request":9,"model":"smollm2","outcome":"completed","total_ms":400.0,"parse_ms":0.1,"queue_ms":8.0,
+            "generation":{"prompt_tokens":100,"known_tokens":64,"tokens":12,"steps":13,"steps_ms":250.0,
+            "preempted":1,"first_token_ms":60.0,"longest_gap_ms":95.5,
+            "longest_gap_for":[{"model":"smollm2","steps":1,"ms":90.0}]},
+            "waited_for":[],"beside":[{"model":"magika","steps":2,"ms":9.0}],"preempted_by":[]}"#,
+        )
+        .unwrap();
+        let text = describe(&explanation);
+        for part in [
+            "first token     60.000 ms, of a prompt of 100 tokens, 64 of them known",
+            "its steps      250.000 ms, 13 for 12 tokens; meanwhile 2 steps of magika (9.00 ms)",
+            "longest gap     95.500 ms between two tokens for 1 step of smollm2 (90.00 ms)",
+            "preempted    1 times",
+        ] {
+            assert!(text.contains(part), "no `{part}` in\n{text}");
+        }
+    }
 
     #[test]
     fn an_explanation_reads_well() {

@@ -38,6 +38,6 @@ pub use quadrant_engine::{
     TemplateError, Tokenizer,
 };
 pub use quadrant_policy::{TenantTerms, TenantUsage};
-pub use recorder::{Explanation, Overlap, RequestRecord, StepRecord};
+pub use recorder::{Explanation, GenerationRecord, Overlap, RequestRecord, StepRecord};
 pub use registry::{IndexEntry, ModelEntry, ModelState};
 pub use tenants::TenantEntry;

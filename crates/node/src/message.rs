@@ -10,6 +10,7 @@ use quadrant_types::{
 use tokio::sync::oneshot;
 
 use crate::generation::TokenWriter;
+use crate::recorder::GenerationRecord;
 use crate::{Answer, ModelEntry};
 
 /// Everything that can happen to the node. The scheduler's events, with their payloads.
@@ -55,6 +56,8 @@ pub(crate) struct Generating {
     pub(crate) writer: TokenWriter,
     /// What tells the whole pages of its prompt from others.
     pub(crate) prefix: Arc<[PageHash]>,
+    /// What became of it so far.
+    pub(crate) record: GenerationRecord,
 }
 
 /// What a client is told of an engine's failure.

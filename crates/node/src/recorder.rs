@@ -90,6 +90,8 @@ pub struct RequestRecord {
     pub outcome: &'static str,
     /// The scheduler's reason, if it had one.
     pub reason: Option<Reason>,
+    /// What became of it if it generates.
+    pub generation: Option<GenerationRecord>,
 }
 
 impl RequestRecord {
@@ -111,7 +113,64 @@ impl RequestRecord {
         };
         let model = Arc::clone(&pending.model.spec.name);
         let (timing, step) = (pending.timing, pending.step);
-        Self { id, model, tenant, timing, step, ended: now, wanted_by, outcome, reason }
+        let generation = pending.generating.as_ref().map(|generating| generating.record);
+        Self { id, model, tenant, timing, step, ended: now, wanted_by, outcome, reason, generation }
+    }
+}
+
+/// What became of a request that generates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GenerationRecord {
+    /// Tokens of its prompt,
+    pub prompt: u32,
+    /// and how many of them were known when it began, of prompts that begin alike.
+    pub known: u32,
+    /// Tokens that it was given.
+    pub tokens: u32,
+    /// Steps that it took part in,
+    pub steps: u32,
+    /// and their time.
+    pub in_steps: Duration,
+    /// How often it gave its pages back to others, and was computed again.
+    pub preempted: u32,
+    /// When its first token was there.
+    pub first_at: Option<Time>,
+    /// The longest time between two of its tokens.
+    pub gap: Option<(Time, Time)>,
+    /// Tokens that are computed when its present step ends.
+    done: u32,
+}
+
+impl GenerationRecord {
+    pub(crate) fn new(prompt: u32) -> Self {
+        Self { prompt, ..Self::default() }
+    }
+
+    /// It takes part in a step, with so many tokens from this one on.
+    pub(crate) fn begins(&mut self, from: u32, tokens: u32) {
+        if self.done == 0 {
+            self.known = from;
+        }
+        self.preempted += u32::from(from < self.done);
+        self.done = from + tokens;
+    }
+
+    /// A step of it took so long.
+    pub(crate) fn ran(&mut self, took: Duration) {
+        self.steps += 1;
+        self.in_steps += took;
+    }
+
+    /// It is given a token; the one before came at `last_at`, if there was one.
+    pub(crate) fn token(&mut self, last_at: Time, now: Time) {
+        self.tokens += 1;
+        if self.first_at.is_none() {
+            self.first_at = Some(now);
+            return;
+        }
+        if self.gap.is_none_or(|(from, until)| now.since(last_at) > until.since(from)) {
+            self.gap = Some((last_at, now));
+        }
     }
 }
 
@@ -120,12 +179,14 @@ impl RequestRecord {
 pub struct Explanation {
     /// The request.
     pub request: RequestRecord,
-    /// Its step, if it is still remembered.
+    /// Its step, if it had but one and that is still remembered.
     pub step: Option<StepRecord>,
     /// Steps that ran while it waited: by model, how many, and their time within the wait.
     pub waited_for: Vec<Overlap>,
-    /// Steps that ran beside its own, likewise.
+    /// Steps that ran beside its own, likewise; if it generates, those of other models since its first step.
     pub beside: Vec<Overlap>,
+    /// Steps that ran between the two of its tokens that were the longest apart, likewise.
+    pub gap: Vec<Overlap>,
     /// Urgent steps on the cores of its own that preempted it, likewise.
     pub preempted_by: Vec<Overlap>,
 }
@@ -205,7 +266,27 @@ impl Recorder {
         own.into_iter().take(SLOWEST_MAX).map(|request| self.explained(request)).collect()
     }
 
+    /// Of a request that generates: it waits for its first step, and then between its tokens.
+    fn explained_generation(&self, request: &RequestRecord, generation: &GenerationRecord) -> Explanation {
+        let timing = &request.timing;
+        let began = if generation.steps > 0 { timing.began } else { request.ended };
+        let recent = || self.steps.iter().rev().take_while(|step| step.ended > timing.submitted);
+        let others = recent().filter(|step| step.model != request.model);
+        let gap = generation.gap.map(|(from, until)| overlaps(recent(), from, until));
+        Explanation {
+            request: request.clone(),
+            step: None,
+            waited_for: overlaps(recent(), timing.submitted, began),
+            beside: overlaps(others, began, request.ended),
+            gap: gap.unwrap_or_default(),
+            preempted_by: Vec::new(),
+        }
+    }
+
     fn explained(&self, request: &RequestRecord) -> Explanation {
+        if let Some(generation) = &request.generation {
+            return self.explained_generation(request, generation);
+        }
         let step = self.steps.iter().rev().find(|step| Some(step.id) == request.step).cloned();
         let timing = &request.timing;
         let waited_until = step.as_ref().map_or(request.ended, |step| step.began);
@@ -224,7 +305,7 @@ impl Recorder {
                 (overlaps(elsewhere, own.began, own.ended), overlaps(preempting, own.began, own.ended))
             }
         };
-        Explanation { request: request.clone(), step, waited_for, beside, preempted_by }
+        Explanation { request: request.clone(), step, waited_for, beside, gap: Vec::new(), preempted_by }
     }
 }
 
@@ -301,7 +382,42 @@ mod tests {
             wanted_by: None,
             outcome: "completed",
             reason: None,
+            generation: None,
         }
+    }
+
+    #[test]
+    fn a_generation_waits_before_its_first_step_and_between_its_tokens() {
+        let urgent = SchedulingClass::Urgent;
+        let mut recorder = Recorder::default();
+        let mut generation = GenerationRecord::new(40);
+        recorder.step(step(0, "own", 0, urgent, (0, 20)));
+        generation.begins(32, 8);
+        recorder.step(step(1, "own", 0, urgent, (20, 30)));
+        generation.ran(Duration::from_millis(10));
+        generation.token(at(10), at(30));
+        recorder.step(step(2, "other", 0, urgent, (30, 50)));
+        generation.begins(40, 1);
+        recorder.step(step(3, "own", 0, urgent, (50, 55)));
+        generation.ran(Duration::from_millis(5));
+        generation.token(at(30), at(55));
+        let mut ended = request(7, 10, 56, Some(3));
+        ended.timing.began = at(20);
+        ended.generation = Some(generation);
+        recorder.request(ended);
+        let why = recorder.explain(RequestId(7)).unwrap();
+        let one =
+            |model: &str, steps, ms| Overlap { model: model.into(), steps, time: Duration::from_millis(ms) };
+        assert_eq!(why.waited_for, [one("own", 1, 10)]);
+        assert_eq!(why.beside, [one("other", 1, 20)]);
+        assert_eq!(why.gap, [one("other", 1, 20), one("own", 1, 5)]);
+        let generation = why.request.generation.unwrap();
+        assert_eq!((generation.known, generation.tokens, generation.steps), (32, 2, 2));
+        assert_eq!((generation.first_at, generation.gap), (Some(at(30)), Some((at(30), at(55)))));
+        assert_eq!((generation.in_steps, generation.preempted), (Duration::from_millis(15), 0));
+        let mut again = generation;
+        again.begins(0, 41);
+        assert_eq!((again.preempted, again.known), (1, 32));
     }
 
     #[test]

@@ -180,8 +180,8 @@ impl Policy {
     }
 
     /// Sees to it that the request and everything accepted before end in time, at the expense of less
-    /// important requests if need be. A share of the device goes to what nobody has asked for yet: the further
-    /// tokens of sequences.
+    /// important requests if need be. A share of the device goes to what nobody has asked for yet: the
+    /// further tokens of sequences.
     pub(crate) fn find_room(
         &mut self,
         now: Time,

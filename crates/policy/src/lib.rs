@@ -28,6 +28,7 @@ mod limits;
 mod live;
 mod load;
 mod loads;
+mod pace;
 mod pages;
 mod policy;
 mod queue;

@@ -6,7 +6,9 @@
 //! reflection service and the clients are tonic's.
 
 mod contents;
+mod encode;
 mod frame;
+mod generate;
 mod health;
 mod infer;
 mod inspect;

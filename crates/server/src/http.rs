@@ -3,7 +3,6 @@
 //!
 //! One `match` over the path is the router. A request costs no allocation but for its body and its answer.
 
-mod asked;
 mod body;
 mod completions;
 mod elements;

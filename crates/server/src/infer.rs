@@ -30,6 +30,9 @@ pub(crate) fn prepare(
     arrived: Time,
     terms: Terms,
 ) -> Result<Prepared, Error> {
+    if model.language.is_some() {
+        return Err(generates(&model.spec.name));
+    }
     let plans = validate::outputs(&model.spec, &request)?;
     let priority = match request.priority {
         0 => terms.priority.unwrap_or(model.priority),
@@ -77,6 +80,17 @@ pub(crate) async fn run(shared: &Shared, prepared: Prepared) -> Result<WireAnswe
         return Err(too_large(bytes, bytes_max));
     }
     Ok(WireAnswer { model, id, request, outputs: answered, timing })
+}
+
+/// The error of asking a model for one answer that gives many.
+fn generates(name: &str) -> Error {
+    Error::new(
+        ErrorCode::Unsupported,
+        format!(
+            "inference doesn't support models with decoupled transaction policy, such as '{name}': ask for \
+             `/v1/completions`, `/v2/models/{name}/generate` or `ModelStreamInfer`"
+        ),
+    )
 }
 
 /// The error of an answer above the limit.

@@ -8,12 +8,14 @@
 //! future and no per-request layer.
 
 mod access;
+mod asked;
 pub mod audit;
 mod budgeted;
 mod classify;
 mod deadline;
 mod errors;
 mod events;
+mod generation;
 mod grpc;
 mod heavy;
 mod http;

@@ -119,11 +119,13 @@ mod tests {
             wanted_by: None,
             outcome: "completed",
             reason: None,
+            generation: None,
         };
         let explanation = Explanation {
             request,
             step: None,
             waited_for: (0..9).map(|number| overlap(&format!("m{number}"), 9 - number)).collect(),
+            gap: Vec::new(),
             beside: vec![overlap("a \"quoted\" näme", 1)],
             preempted_by: Vec::new(),
         };

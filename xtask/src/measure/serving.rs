@@ -1,10 +1,5 @@
-//! Language models as they are served: how many requests of a recorded hour of chats are answered in time,
-//! against llama.cpp's own server; what another model feels beside one; what a shared beginning saves; and how
-//! soon after its start a server says something.
-//!
-//! Chats are Azure's of 2023, an eighth as long, which suits a model of this size on two cores; both servers
-//! are sent the same arrivals and lengths, one server after the other, with prompts that have nothing in
-//! common. The rate is that of the trace, stretched or squeezed in steps of a tenth.
+//! Language models as they are served: what another model feels beside one, what a shared beginning saves,
+//! and how soon after its start a server says something. How many chats are in time, see `chats.rs`.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -14,165 +9,25 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use quadrant_bench::TokenReport;
 
 use super::llama::Llama;
 use super::server::Server;
 use super::{MeasureArgs, bench, bench_tokens, program, repeat, spread};
 use crate::assets;
-use crate::run::{root, say, target, within};
+use crate::run::{say, target, within};
 use crate::schedule::mix::Mix;
 
-const TRACE: &str = "crates/traffic/traces/azure_llm_2023_conv.csv";
-/// How much shorter prompts and answers are.
-const SHORTER: &str = "8";
-/// The objectives, in milliseconds: of the first token, and of each further one.
-const FIRST_MS: &str = "2000";
-const EACH_MS: &str = "100";
-/// The share of requests that must meet both.
-const ATTAINMENT: f64 = 0.99;
-/// From one rate to the next.
-const STEP: f64 = 1.1;
-/// Rates are first looked for in steps so many times as large.
-const COARSE: i32 = 4;
 /// What llama.cpp's server is tried with: requests at a time, and tokens in one pass through the model.
-const LLAMA_SETTINGS: [(u32, u32); 4] = [(4, 512), (8, 512), (16, 512), (8, 128)];
+pub(super) const LLAMA_SETTINGS: [(u32, u32); 4] = [(4, 512), (8, 512), (16, 512), (8, 128)];
 /// The context of one request of it.
 const LLAMA_CONTEXT: u32 = 1_024;
-/// Seconds of the trace with which settings are compared, and its speed then.
-const TRIED: (f64, f64) = (20.0, 0.2);
 /// How long a server may take to start.
 const START_MAX: Duration = Duration::from_secs(60);
 /// The name under which the demo's language model is served.
-const MODEL: &str = "smollm2";
-
-/// The highest rate at which 99 of 100 requests meet both objectives, over that of llama.cpp's server.
-pub(super) fn chats(args: &MeasureArgs) -> Result<()> {
-    let llama = Llama::prepare()?;
-    let (models, config) = alone()?;
-    let settings = best_settings(args, &llama, &models)?;
-    let (mut at, mut ratios, mut rates) = ([10, -17], Vec::new(), [Vec::new(), Vec::new()]);
-    for repetition in 0..args.repetitions {
-        let seed = 1 + repetition as u64;
-        let mut rate = [0.0; 2];
-        for (side, name) in ["quadrant", "llama-server"].into_iter().enumerate() {
-            let server = match side {
-                0 => Server::quadrant(&models, &config)?,
-                _ => llama_server(&llama, &models, settings)?,
-            };
-            let (step, report) = highest(args, &server, name, at[side], seed)?;
-            at[side] = step;
-            rate[side] = report.offered_per_second.context("an open loop")?;
-            rates[side].push(rate[side]);
-        }
-        ratios.push(rate[0] / rate[1]);
-        say(&format!("  repetition {}: {:.2}/s over {:.2}/s", repetition + 1, rate[0], rate[1]));
-    }
-    say(&format!(
-        "chats in time, {} s of the trace: {} of llama.cpp's server, bar 2x; the highest rate with 99 % in time \
-         {} over {}; {} repetitions; llama-server with {} requests at a time and {} tokens in a pass",
-        args.trace_seconds,
-        spread(&ratios, "x"),
-        spread(&rates[0], "/s"),
-        spread(&rates[1], "/s"),
-        ratios.len(),
-        settings.0,
-        settings.1
-    ));
-    Ok(())
-}
-
-/// The highest speed, as a power of [`STEP`], at which enough is in time, and what was reported then.
-fn highest(
-    args: &MeasureArgs,
-    server: &Server,
-    name: &str,
-    start: i32,
-    seed: u64,
-) -> Result<(i32, TokenReport)> {
-    let try_at = |step: i32| -> Result<Option<TokenReport>> {
-        let speed = STEP.powi(step);
-        let report = replay(server, (args.trace_seconds, speed), seed)?;
-        say(&format!("  {name} at {}", line(&report)));
-        Ok((report.attainment >= ATTAINMENT && !report.gave_up).then_some(report))
-    };
-    let mut step = start;
-    let mut stride = COARSE;
-    let mut good = try_at(step)?;
-    // Until there is one that is good below one that is not.
-    let was_good = good.is_some();
-    let (mut low, mut high) = (step, step);
-    loop {
-        step += if was_good { stride } else { -stride };
-        ensure!(step > -60, "`{name}` is late at any rate");
-        match (try_at(step)?, was_good) {
-            (Some(report), true) => (low, good) = (step, Some(report)),
-            (Some(report), false) => {
-                (low, good) = (step, Some(report));
-                break;
-            }
-            (None, true) => {
-                high = step;
-                break;
-            }
-            (None, false) => high = step,
-        }
-    }
-    while high - low > 1 {
-        stride = (high - low) / 2;
-        match try_at(low + stride)? {
-            Some(report) => (low, good) = (low + stride, Some(report)),
-            None => high = low + stride,
-        }
-    }
-    Ok((low, good.context("a rate that was good")?))
-}
-
-/// Replays so many seconds of the trace at this speed.
-fn replay(server: &Server, (seconds, speed): (f64, f64), seed: u64) -> Result<TokenReport> {
-    let trace = root().join(TRACE);
-    let trace = trace.to_str().context("a path that is no text")?;
-    let (duration, speed, seed) = (seconds.to_string(), speed.to_string(), seed.to_string());
-    let attainment = ATTAINMENT.to_string();
-    let mut arguments = vec!["--trace", trace, "--duration", &duration, "--speed", &speed, "--seed", &seed];
-    arguments.extend(["--shorter", SHORTER, "--ttft-ms", FIRST_MS, "--tpot-ms", EACH_MS]);
-    arguments.extend(["--give-up-below", &attainment, "--model", MODEL]);
-    bench_tokens(&server.http, &arguments)
-}
-
-fn line(report: &TokenReport) -> String {
-    format!(
-        "{:.2}/s: {:.2} % in time{}; first token p50 {:.0}, p99 {:.0} ms; each p50 {:.1}, p99 {:.1} ms; {} failed",
-        report.offered_per_second.unwrap_or_default(),
-        100.0 * report.attainment,
-        if report.gave_up { " so far, given up" } else { "" },
-        report.first_token_ms.p50,
-        report.first_token_ms.p99,
-        report.each_token_ms.p50,
-        report.each_token_ms.p99,
-        report.failed
-    )
-}
-
-/// The settings of llama.cpp's server with which most is in time, and first tokens come soonest.
-fn best_settings(args: &MeasureArgs, llama: &Llama, models: &Path) -> Result<(u32, u32)> {
-    let mut best = None;
-    for settings in LLAMA_SETTINGS {
-        let server = llama_server(llama, models, settings)?;
-        let (seconds, speed) = TRIED;
-        let report = replay(&server, (seconds.min(args.trace_seconds), speed), 1_000)?;
-        let (slots, pass) = settings;
-        say(&format!("  llama-server, {slots} at a time, {pass} tokens in a pass: {}", line(&report)));
-        let figure = (report.attainment, -report.first_token_ms.mean);
-        if best.is_none_or(|(so_far, _)| figure > so_far) {
-            best = Some((figure, settings));
-        }
-    }
-    Ok(best.context("settings to try")?.1)
-}
+pub(super) const MODEL: &str = "smollm2";
 
 /// A folder with the language model alone, and a configuration for it.
-fn alone() -> Result<(PathBuf, PathBuf)> {
+pub(super) fn alone() -> Result<(PathBuf, PathBuf)> {
     let folder = target().join("measure/language");
     std::fs::create_dir_all(&folder)?;
     std::fs::copy(assets::fetch()?.join("models/smollm2.gguf"), folder.join(format!("{MODEL}.gguf")))?;
@@ -183,7 +38,7 @@ fn alone() -> Result<(PathBuf, PathBuf)> {
 
 /// llama.cpp's server on both cores, with so many requests at a time and tokens in a pass. What it would keep
 /// of prompts that never come again would cost it time only.
-fn llama_server(llama: &Llama, models: &Path, (slots, pass): (u32, u32)) -> Result<Server> {
+pub(super) fn llama_server(llama: &Llama, models: &Path, (slots, pass): (u32, u32)) -> Result<Server> {
     let mut server = spawn_llama(llama, models, (slots, pass))?;
     let ready = within(START_MAX, || {
         ensure!(server.ended()?.is_none(), "`llama-server` ended");
@@ -239,6 +94,14 @@ const SATURATION: &str = "16";
 /// Requests per second of the other model.
 const QUIET_RATE: &str = "10";
 
+/// One turn of windows, each figure beside each other and alone.
+struct Turn {
+    /// Of the other model, in milliseconds.
+    p99: [f64; 2],
+    /// Of the language model, per second.
+    tokens: [f64; 2],
+}
+
 /// What Magika's requests feel beside a saturated language model, and what they cost that.
 pub(super) fn beside(args: &MeasureArgs) -> Result<()> {
     let (folder, config) = (target().join("measure/beside"), target().join("measure/beside.toml"));
@@ -272,20 +135,22 @@ pub(super) fn beside(args: &MeasureArgs) -> Result<()> {
         let busy_beside =
             busy_beside.map_err(|_| anyhow::anyhow!("a thread of the measurement panicked"))??;
         let quiet_beside = quiet_beside?;
-        let p99 = (quiet_beside.total.latency_ms.p99, quiet_alone.total.latency_ms.p99);
-        let tokens = (busy_beside.tokens_per_second, busy_alone.tokens_per_second);
-        Ok(quiet_alone.void.or(quiet_beside.void).map_or(Ok((p99, tokens)), Err))
+        let turn = Turn {
+            p99: [quiet_beside.total.latency_ms.p99, quiet_alone.total.latency_ms.p99],
+            tokens: [busy_beside.tokens_per_second, busy_alone.tokens_per_second],
+        };
+        Ok(quiet_alone.void.or(quiet_beside.void).map_or(Ok(turn), Err))
     })?;
-    let column = |of: fn(&((f64, f64), (f64, f64))) -> f64| turns.iter().map(of).collect::<Vec<f64>>();
+    let column = |of: fn(&Turn) -> f64| turns.iter().map(of).collect::<Vec<f64>>();
     say(&format!(
         "Magika beside a saturated language model: p99 {} of alone, bar 1.25x; {} over {}; the language model's \
          throughput {} of alone, bar 0.85x; {} over {} tokens/s; {} turns of {seconds} s windows, {voids} void",
-        spread(&column(|((beside, alone), _)| beside / alone), "x"),
-        spread(&column(|((beside, _), _)| *beside), " ms"),
-        spread(&column(|((_, alone), _)| *alone), " ms"),
-        spread(&column(|(_, (beside, alone))| beside / alone), "x"),
-        spread(&column(|(_, (beside, _))| *beside), ""),
-        spread(&column(|(_, (_, alone))| *alone), ""),
+        spread(&column(|turn| turn.p99[0] / turn.p99[1]), "x"),
+        spread(&column(|turn| turn.p99[0]), " ms"),
+        spread(&column(|turn| turn.p99[1]), " ms"),
+        spread(&column(|turn| turn.tokens[0] / turn.tokens[1]), "x"),
+        spread(&column(|turn| turn.tokens[0]), ""),
+        spread(&column(|turn| turn.tokens[1]), ""),
         turns.len()
     ));
     Ok(())

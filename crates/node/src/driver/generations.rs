@@ -12,6 +12,7 @@ use super::{Core, Driver};
 use crate::Response;
 use crate::generation::{GenerationRequest, TokenStream, TokenWriter, UNREAD_MAX, page_hashes};
 use crate::message::{Generating, Message, Pending};
+use crate::recorder::GenerationRecord;
 
 impl Driver {
     pub(crate) fn generate(self: &Arc<Self>, asked: GenerationRequest) -> Result<TokenStream, Error> {
@@ -47,7 +48,7 @@ impl Driver {
             timing: Timing { arrived, submitted: self.clock.now(), ..Timing::default() },
             step: None,
             computed: None,
-            generating: Some(Generating { sequence, writer, prefix }),
+            generating: Some(Generating { sequence, writer, prefix, record: GenerationRecord::new(prompt) }),
         };
         self.put_in(Box::new(pending))?;
         let response = Response { id, answer, driver: Arc::clone(self), over: false };
@@ -60,12 +61,14 @@ impl Driver {
     }
 
     /// What a lane is to compute of some sequences.
-    pub(super) fn sequence_parts(core: &Core, step: &Step) -> Vec<SequencePart> {
+    pub(super) fn sequence_parts(core: &mut Core, step: &Step) -> Vec<SequencePart> {
         let part = |(id, slice): (&RequestId, &Slice)| {
-            let generating = core.pending[id].generating.as_ref();
+            let generating = core.pending.get_mut(id).and_then(|pending| pending.generating.as_mut());
+            let generating = generating.expect("only what generates has slices");
+            generating.record.begins(slice.from, slice.tokens);
             SequencePart {
                 request: *id,
-                sequence: Arc::clone(&generating.expect("only what generates has slices").sequence),
+                sequence: Arc::clone(&generating.sequence),
                 from: slice.from as usize,
                 tokens: slice.tokens as usize,
                 pages: slice.pages.iter().map(|page| page.0 as usize).collect(),
@@ -83,9 +86,10 @@ impl Driver {
             let Some(generated) = generated else { continue };
             // Those who left or expired meanwhile are no longer pending.
             let Some(pending) = core.pending.get_mut(&request) else { continue };
-            let Some(Generating { writer, .. }) = &mut pending.generating else { continue };
+            let Some(Generating { writer, record, .. }) = &mut pending.generating else { continue };
             let is_first = writer.count == 0;
             self.telemetry.generation.token(&pending.model.spec.name, is_first, now.since(writer.last_at));
+            record.token(writer.last_at, now);
             (writer.last_at, writer.count) = (now, writer.count + 1);
             writer.ended_by_length = generated.finish == Some(Finish::Length);
             if generated.finish.is_some() {

@@ -91,6 +91,9 @@ impl Driver {
                 (timing.width, timing.class) = (lane.spec().cores.len(), lane.spec().class);
             }
             pending.step = Some(step.id);
+            if let Some(generating) = &mut pending.generating {
+                generating.record.ran(executed.scattered.since(executed.began));
+            }
             if step.slices.is_empty() {
                 pending.computed = Some(std::mem::take(&mut part.outputs));
             }

@@ -1,15 +1,15 @@
 //! `ModelInfer` and `ModelStreamInfer`: protobuf in, the common path, protobuf out.
 //!
-//! Answers are encoded by hand: the generated structure would need every name as a string of its own and
-//! every tensor inside one buffer.
+//! Answers are encoded in `encode.rs`; what generates answers in parts, see `generate.rs`.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use bytes::{BufMut, Bytes};
-use futures_util::{StreamExt as _, stream};
+use bytes::Bytes;
+use futures_util::stream::{self, SelectAll};
+use futures_util::{Stream, StreamExt as _};
 use http::{HeaderMap, Response};
-use prost::encoding::encode_varint;
+use quadrant_node::Pace;
 use quadrant_proto::inference::infer_parameter::ParameterChoice;
 use quadrant_proto::inference::{InferParameter, ModelInferRequest};
 use quadrant_types::{Error, ErrorCode, Shape, Time};
@@ -17,18 +17,18 @@ use quadrant_types::{Error, ErrorCode, Shape, Time};
 use crate::access::Caller;
 use crate::budgeted::exhausted;
 use crate::events::{self, Port};
-use crate::grpc::frame::{GrpcBody, HEAD_BYTES, Messages, Ranges, head};
+use crate::generation::pace;
+use crate::grpc::encode::{encoded, encoded_in_stream, failure};
+use crate::grpc::frame::{GrpcBody, Messages, Ranges};
+use crate::grpc::generate::{self, Answers, Generating};
 use crate::grpc::{contents, decoded, error_response, inspect, success, weight};
 use crate::heavy::HEAVY_BYTES;
 use crate::http::REQUEST_ID;
 use crate::http::explain;
 use crate::listen::Link;
 use crate::terms::Terms;
-use crate::wire::{DIMS_MAX, WireAnswer, WireInput, WireOutput, WireRequest, datatype};
+use crate::wire::{DIMS_MAX, WireInput, WireOutput, WireRequest, datatype};
 use crate::{Shared, errors, infer, timing};
-
-/// Tensors below this are copied into the range before them.
-const COPIED_BYTES_MAX: usize = 32 << 10;
 
 /// Requests of one stream that are in work at once; their answers keep the order.
 const STREAM_REQUESTS_MAX: usize = 16;
@@ -47,7 +47,15 @@ pub(crate) async fn unary(
         Err(error) => Err(error),
     };
     let answered = match (received, Terms::from_headers(shared, headers, caller.tenant())) {
-        (Ok(message), Ok(terms)) => one(shared, message, caller, terms).await,
+        (Ok(message), Ok(terms)) => match prepared(shared, message, caller, (terms, None)).await {
+            Ok((Prepared::Once(prepared), model)) => {
+                infer::run(shared, prepared).await.map_err(|error| (model, error))
+            }
+            Ok((Prepared::Many(_), model)) => {
+                Err((model, Error::new(ErrorCode::Internal, "no stream was asked for")))
+            }
+            Err(failed) => Err(failed),
+        },
         (Err(error), _) | (_, Err(error)) => Err((String::new(), error)),
     };
     let (model, result) = match answered {
@@ -79,8 +87,9 @@ pub(crate) async fn unary(
     response
 }
 
-/// Each request of a stream is answered by one message, in order; what is wrong with a request is said in its
-/// message, what is wrong with the stream ends it. A stream may be open for days, so who asks is looked up
+/// Each request of a stream is answered by one message, in order, or, if its model generates, by many between
+/// those of others; what is wrong with a request is said in its message, what is wrong with the stream ends
+/// it. A stream may be open for days, so who asks is looked up
 /// again for every request.
 pub(crate) fn stream(
     shared: &Arc<Shared>,
@@ -88,8 +97,9 @@ pub(crate) fn stream(
     headers: &HeaderMap,
     messages: Messages,
 ) -> Response<GrpcBody> {
-    let terms = match Terms::from_headers(shared, headers, caller.tenant()) {
-        Ok(terms) => terms,
+    let terms = Terms::from_headers(shared, headers, caller.tenant());
+    let (terms, pace) = match terms.and_then(|terms| Ok((terms, pace(headers, terms)?))) {
+        Ok(said) => said,
         Err(error) => return error_response(&error),
     };
     let headers = Arc::new(headers.clone());
@@ -108,73 +118,119 @@ pub(crate) fn stream(
     let shared = Arc::clone(shared);
     let answers = requests.map(move |message| {
         let (shared, headers) = (Arc::clone(&shared), Arc::clone(&headers));
-        async move { streamed(&shared, &headers, (opened, terms), message?).await }
+        async move { streamed(&shared, &headers, (opened, terms, pace), message?).await }
     });
-    success(GrpcBody::stream(Box::pin(answers.buffered(STREAM_REQUESTS_MAX))))
+    success(GrpcBody::stream(Box::pin(merged(answers.buffered(STREAM_REQUESTS_MAX)))))
+}
+
+/// What a request of a stream is answered with.
+enum Answer {
+    One(Ranges),
+    Many(Answers),
+}
+
+/// The messages of all answers: those that are one in their order, those that are many as they come.
+fn merged(
+    answers: impl Stream<Item = Result<Answer, Error>> + Send + 'static,
+) -> impl Stream<Item = Result<Ranges, Error>> + Send {
+    let state = Some((Box::pin(answers), SelectAll::<Answers>::new(), false));
+    stream::unfold(state, |state| async {
+        let (mut answers, mut many, mut is_over) = state?;
+        loop {
+            tokio::select! {
+                next = answers.next(), if !is_over && many.len() < STREAM_REQUESTS_MAX => match next {
+                    Some(Ok(Answer::One(one))) => return Some((Ok(one), Some((answers, many, is_over)))),
+                    Some(Ok(Answer::Many(parts))) => many.push(parts),
+                    Some(Err(error)) => return Some((Err(error), None)),
+                    None => is_over = true,
+                },
+                Some(ranges) = many.next(), if !many.is_empty() => {
+                    return Some((Ok(ranges), Some((answers, many, is_over))));
+                }
+                else => return None,
+            }
+        }
+    })
 }
 
 /// One answer of a stream. The deadline of the call is that of the whole stream.
 async fn streamed(
     shared: &Arc<Shared>,
     headers: &HeaderMap,
-    (opened, terms): (Time, Terms),
+    (opened, terms, pace): (Time, Terms, Pace),
     message: Bytes,
-) -> Result<Ranges, Error> {
-    let elapsed = shared.handle.now().since(opened);
+) -> Result<Answer, Error> {
+    let terms = terms.after(shared.handle.now().since(opened));
+    let pace = Pace { timeout: terms.timeout, ..pace };
     let answered = match Caller::of(shared, headers) {
         Ok(caller) => {
-            let terms = Terms { tenant: caller.tenant(), ..terms.after(elapsed) };
-            one(shared, message, &caller, terms).await
+            let terms = Terms { tenant: caller.tenant(), ..terms };
+            match prepared(shared, message, &caller, (terms, Some(pace))).await {
+                Ok((Prepared::Once(prepared), _)) => {
+                    let answer = infer::run(shared, prepared).await;
+                    answer.and_then(|answer| encoded_in_stream(&answer)).map(Answer::One)
+                }
+                Ok((Prepared::Many(asked), _)) => generate::answers(shared, asked).await.map(Answer::Many),
+                Err((_, error)) => Err(error),
+            }
         }
-        Err(error) => Err((String::new(), error)),
+        Err(error) => Err(error),
     };
-    let error = match answered.map(|answer| encoded_in_stream(&answer)) {
-        Ok(Ok(ranges)) => return Ok(ranges),
-        Ok(Err(error)) | Err((_, error)) => error,
+    let error = match answered {
+        Ok(answer) => return Ok(answer),
+        Err(error) => error,
     };
     events::failed(Port::Grpc, "", "", &error);
-    let mut out = vec![0; HEAD_BYTES];
-    push_text(&mut out, 1, &errors::bounded_message(&error.message));
-    finish(&mut out, 0);
-    Ok([out.into()].into())
+    Ok(Answer::One(failure(&error)))
 }
 
-/// Checks and runs one request; an error comes with the model's name.
-async fn one(
+/// A request that fits its model.
+enum Prepared {
+    Once(infer::Prepared),
+    Many(Generating),
+}
+
+/// Decodes and checks one request, which may only be answered in parts if there is a pace for them. Both it
+/// and an error come with the model's name.
+async fn prepared(
     shared: &Arc<Shared>,
     message: Bytes,
     caller: &Caller,
-    terms: Terms,
-) -> Result<WireAnswer, (String, Error)> {
+    (terms, pace): (Terms, Option<Pace>),
+) -> Result<(Prepared, String), (String, Error)> {
     let arrived = shared.handle.now();
     let unnamed = |error| (String::new(), error);
     let needed = weight::decoding_bytes(&message).map_err(unnamed)?;
     let lease = shared.budget.lease(needed).map_err(|error| unnamed(exhausted(&error)))?;
     let is_heavy = needed > HEAVY_BYTES;
-    let (shared_there, caller) = (Arc::clone(shared), caller.clone());
+    let (there, caller) = (Arc::clone(shared), caller.clone());
     let work = move || {
         let request: ModelInferRequest = decoded(message)?;
-        let allowed = caller.may_use(&shared_there, &request.model_name);
-        let prepared = allowed.and_then(|()| prepare(&shared_there, &request, arrived, terms));
+        let allowed = caller.may_use(&there, &request.model_name);
+        let prepared = allowed.and_then(|()| prepare(&there, &request, arrived, (terms, pace)));
         drop(lease);
         Ok((prepared, request.model_name))
     };
     let (prepared, model) = shared.heavy.run(is_heavy, work).await.map_err(unnamed)?;
-    let answered = match prepared {
-        Ok(prepared) => infer::run(shared, prepared).await,
-        Err(error) => Err(error),
-    };
-    answered.map_err(|error| (model, error))
+    match prepared {
+        Ok(prepared) => Ok((prepared, model)),
+        Err(error) => Err((model, error)),
+    }
 }
 
 fn prepare(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     request: &ModelInferRequest,
     arrived: Time,
-    terms: Terms,
-) -> Result<infer::Prepared, Error> {
+    (terms, pace): (Terms, Option<Pace>),
+) -> Result<Prepared, Error> {
     let entry = inspect::find(&shared.handle, &request.model_name, &request.model_version)?;
-    let prepared = to_wire(shared, request).and_then(|wire| infer::prepare(&entry, wire, arrived, terms));
+    let prepared = match pace.filter(|_| entry.language.is_some()) {
+        Some(pace) => generate::prepare(shared, &entry, request, (terms, pace), arrived).map(Prepared::Many),
+        None => to_wire(shared, request)
+            .and_then(|wire| infer::prepare(&entry, wire, arrived, terms))
+            .map(Prepared::Once),
+    };
     if let Err(error) = &prepared {
         entry.record_failure(error);
     }
@@ -262,105 +318,4 @@ fn no_shared_memory(region: &InferParameter) -> Error {
         _ => "",
     };
     Error::invalid(format!("Unable to find shared memory region: '{name}'"))
-}
-
-/// The framed answer.
-fn encoded(answer: &WireAnswer) -> Result<Ranges, Error> {
-    let mut out = Vec::with_capacity(256);
-    out.resize(HEAD_BYTES, 0);
-    push_answer(&mut out, answer);
-    with_tensors(out, answer)
-}
-
-/// The framed answer as field 2 of a stream's message.
-fn encoded_in_stream(answer: &WireAnswer) -> Result<Ranges, Error> {
-    let mut inner = Vec::with_capacity(256);
-    push_answer(&mut inner, answer);
-    let tensor = |data: &Bytes| 1 + prost::length_delimiter_len(data.len()) + data.len();
-    let length: usize =
-        inner.len() + answer.outputs.iter().map(|output| tensor(&output.tensor.data)).sum::<usize>();
-    let mut out = Vec::with_capacity(HEAD_BYTES + 16 + inner.len());
-    out.resize(HEAD_BYTES, 0);
-    push_key(&mut out, 2, length);
-    out.extend_from_slice(&inner);
-    with_tensors(out, answer)
-}
-
-/// Everything but the tensors.
-fn push_answer(out: &mut Vec<u8>, answer: &WireAnswer) {
-    let spec = &answer.model.spec;
-    push_text(out, 1, &spec.name);
-    push_text(out, 2, itoa::Buffer::new().format(spec.version));
-    push_text(out, 3, &answer.id);
-    let mut inner = Vec::with_capacity(64);
-    let mut dims = Vec::with_capacity(16);
-    for output in &answer.outputs {
-        inner.clear();
-        dims.clear();
-        push_text(&mut inner, 1, answer.name(output));
-        push_text(&mut inner, 2, output.tensor.datatype.name());
-        output.tensor.shape.iter().for_each(|dim| encode_varint(*dim as u64, &mut dims));
-        if !dims.is_empty() {
-            push_key(&mut inner, 3, dims.len());
-            inner.extend_from_slice(&dims);
-        }
-        push_key(out, 5, inner.len());
-        out.extend_from_slice(&inner);
-    }
-}
-
-/// Appends the tensors as field 6: small ones into the range before them, large ones as they are.
-fn with_tensors(mut out: Vec<u8>, answer: &WireAnswer) -> Result<Ranges, Error> {
-    let mut ranges = Ranges::new();
-    let mut length = 0_usize;
-    let mut first: Option<Vec<u8>> = None;
-    for data in answer.outputs.iter().map(|output| &output.tensor.data) {
-        push_key(&mut out, 6, data.len());
-        if data.len() <= COPIED_BYTES_MAX {
-            out.extend_from_slice(data);
-            continue;
-        }
-        length += out.len() + data.len();
-        let range = std::mem::take(&mut out);
-        match first {
-            None => first = Some(range),
-            Some(_) => ranges.push_back(range.into()),
-        }
-        ranges.push_back(data.clone());
-    }
-    let (mut first, rest) = match first {
-        Some(first) => (first, out),
-        None => (out, Vec::new()),
-    };
-    length += if ranges.is_empty() { first.len() } else { rest.len() };
-    if length - HEAD_BYTES > i32::MAX as usize {
-        return Err(infer::too_large(length, i32::MAX as usize));
-    }
-    let behind = length - first.len();
-    finish(&mut first, behind);
-    ranges.push_front(first.into());
-    if !rest.is_empty() {
-        ranges.push_back(rest.into());
-    }
-    Ok(ranges)
-}
-
-/// Writes the head in front of a message of which `behind` bytes are elsewhere.
-fn finish(out: &mut [u8], behind: usize) {
-    let length = out.len() - HEAD_BYTES + behind;
-    out[..HEAD_BYTES].copy_from_slice(&head(length));
-}
-
-/// A text field; an empty one is left out, as protobuf does.
-fn push_text(out: &mut Vec<u8>, field: u8, text: &str) {
-    if !text.is_empty() {
-        push_key(out, field, text.len());
-        out.extend_from_slice(text.as_bytes());
-    }
-}
-
-/// The key of a field that has a length, and the length.
-fn push_key(out: &mut Vec<u8>, field: u8, length: usize) {
-    out.put_u8(field << 3 | 2);
-    encode_varint(length as u64, out);
 }

@@ -7,9 +7,9 @@ use quadrant_proto::inference::model_metadata_response::TensorMetadata;
 use quadrant_proto::inference::repository_index_response::ModelIndex;
 use quadrant_proto::inference::{
     ModelConfig, ModelConfigRequest, ModelConfigResponse, ModelInput, ModelMetadataRequest,
-    ModelMetadataResponse, ModelOutput, ModelReadyRequest, ModelReadyResponse, RepositoryIndexRequest,
-    RepositoryIndexResponse, ServerLiveRequest, ServerLiveResponse, ServerMetadataRequest,
-    ServerMetadataResponse, ServerReadyRequest, ServerReadyResponse,
+    ModelMetadataResponse, ModelOutput, ModelReadyRequest, ModelReadyResponse, ModelTransactionPolicy,
+    RepositoryIndexRequest, RepositoryIndexResponse, ServerLiveRequest, ServerLiveResponse,
+    ServerMetadataRequest, ServerMetadataResponse, ServerReadyRequest, ServerReadyResponse,
 };
 use quadrant_types::{Dim, Error, TensorSpec};
 
@@ -103,6 +103,7 @@ pub(crate) fn model_config(
         max_batch_size,
         input: spec.inputs.iter().map(input).collect(),
         output: spec.outputs.iter().map(output).collect(),
+        model_transaction_policy: entry.language.as_ref().map(|_| ModelTransactionPolicy { decoupled: true }),
         ..ModelConfig::default()
     };
     Ok(ModelConfigResponse { config: Some(config) })

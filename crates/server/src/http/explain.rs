@@ -2,8 +2,8 @@
 //! last minutes. It shows what other requests did, so it is not for clients.
 
 use http::{HeaderName, HeaderValue, Response};
-use quadrant_node::{Explanation, Handle, Overlap};
-use quadrant_types::{Error, ErrorCode, RequestId};
+use quadrant_node::{Explanation, GenerationRecord, Handle, Overlap};
+use quadrant_types::{Error, ErrorCode, RequestId, Time};
 
 use crate::http::error_response;
 use crate::http::fields::Fields;
@@ -59,9 +59,10 @@ pub(crate) fn page(handle: &Handle, which: &str, query: Option<&str>) -> Respons
 }
 
 fn write(out: &mut Vec<u8>, handle: &Handle, explanation: &Explanation) {
-    let Explanation { request, step, waited_for, beside, preempted_by } = explanation;
+    let Explanation { request, step, waited_for, beside, gap, preempted_by } = explanation;
     let timing = &request.timing;
     let ran = step.is_some();
+    let began = ran || request.generation.is_some_and(|generation| generation.steps > 0);
     let mut fields = Fields::begin(out);
     fields.number("request", request.id.0);
     fields.text("model", &request.model);
@@ -78,7 +79,7 @@ fn write(out: &mut Vec<u8>, handle: &Handle, explanation: &Explanation) {
         fields.milliseconds("objective_ms", by.since(timing.arrived));
     }
     fields.milliseconds("parse_ms", timing.submitted.since(timing.arrived));
-    let began = if ran { timing.began } else { request.ended };
+    let began = if began { timing.began } else { request.ended };
     fields.milliseconds("queue_ms", began.since(timing.submitted));
     if ran {
         fields.milliseconds("gather_ms", timing.gathered.since(timing.began));
@@ -98,9 +99,32 @@ fn write(out: &mut Vec<u8>, handle: &Handle, explanation: &Explanation) {
         of_step.milliseconds("real_ms", step.real());
         of_step.end();
     }
+    if let Some(generation) = &request.generation {
+        fields.key("generation");
+        write_generation(fields.out(), generation, timing.arrived, gap);
+    }
     for (name, overlaps) in [("waited_for", waited_for), ("beside", beside), ("preempted_by", preempted_by)] {
         fields.key(name);
         push_list(fields.out(), overlaps, overlap);
+    }
+    fields.end();
+}
+
+fn write_generation(out: &mut Vec<u8>, generation: &GenerationRecord, arrived: Time, gap: &[Overlap]) {
+    let mut fields = Fields::begin(out);
+    fields.number("prompt_tokens", u64::from(generation.prompt));
+    fields.number("known_tokens", u64::from(generation.known));
+    fields.number("tokens", u64::from(generation.tokens));
+    fields.number("steps", u64::from(generation.steps));
+    fields.milliseconds("steps_ms", generation.in_steps);
+    fields.number("preempted", u64::from(generation.preempted));
+    if let Some(first) = generation.first_at {
+        fields.milliseconds("first_token_ms", first.since(arrived));
+    }
+    if let Some((from, until)) = generation.gap {
+        fields.milliseconds("longest_gap_ms", until.since(from));
+        fields.key("longest_gap_for");
+        push_list(fields.out(), gap, overlap);
     }
     fields.end();
 }

@@ -13,22 +13,21 @@ use futures_util::future::try_join_all;
 use futures_util::stream::{self, Stream, StreamExt};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Response};
-use quadrant_node::{
-    Finish, Generated, Generation, GenerationRequest, Language, ModelEntry, Pace, TokenStream,
-};
-use quadrant_types::{Error, Priority, Time};
+use quadrant_node::{Finish, Generated, Language, ModelEntry, TokenStream};
+use quadrant_types::{Error, Time};
 use serde_json::{Value, json};
 
 use super::told;
+use crate::Shared;
 use crate::access::Caller;
+use crate::asked::{Asked, parsed};
+use crate::generation::{Prepared, pace, prepare};
 use crate::heavy::HEAVY_BYTES;
-use crate::http::asked::{Asked, Prompt};
 use crate::http::body::{self, RequestReader};
 use crate::http::completions::{Form, Usage, error_event};
 use crate::http::segments::Segments;
 use crate::http::{explain, openai, response};
 use crate::terms::Terms;
-use crate::{Shared, deadline};
 
 /// One of the answers, as it comes.
 struct Choice {
@@ -69,7 +68,9 @@ pub(crate) async fn respond(
             let parse = move || match form {
                 Form::Chat => Asked::chat(&bytes),
                 Form::Completion => Asked::completion(&bytes),
-                Form::Triton | Form::TritonStream => Asked::triton(&bytes, form == Form::TritonStream),
+                Form::Triton | Form::TritonStream => {
+                    Asked::triton(parsed(&bytes)?, form == Form::TritonStream)
+                }
             };
             shared.heavy.run(length > HEAVY_BYTES, parse).await.map(|asked| (asked, length))
         }
@@ -132,105 +133,6 @@ async fn answer(
     };
     response.headers_mut().insert(explain::REQUEST_HEADER, explain::header(first));
     Ok(response)
-}
-
-/// When tokens are wanted, by the headers of inference gateways.
-fn pace(headers: &HeaderMap, terms: Terms) -> Result<Pace, Error> {
-    let header = |name: &str| {
-        let value = headers.get(name).map(HeaderValue::as_bytes);
-        value.map(|value| deadline::from_milliseconds(name, value)).transpose()
-    };
-    let first = header("x-slo-ttft-ms")?.or(terms.latency);
-    Ok(Pace { first, each: header("x-slo-tpot-ms")?, timeout: terms.timeout })
-}
-
-struct Prepared {
-    requests: Vec<GenerationRequest>,
-    language: Arc<Language>,
-    prompt: String,
-}
-
-fn prepare(
-    (shared, entry): &(Arc<Shared>, Arc<ModelEntry>),
-    asked: &Asked,
-    (terms, pace): (Terms, Pace),
-    (arrived, bytes_in): (Time, usize),
-) -> Result<Prepared, Error> {
-    let name = &entry.spec.name;
-    let language = entry.language.clone();
-    let language =
-        language.ok_or_else(|| Error::invalid(format!("the model `{name}` does not generate text")))?;
-    let (prompt, text) = prompt_of(&language, name, &asked.prompt)?;
-    let longest = entry.terms.sequences.map_or(0, |sequences| sequences.longest()) as usize;
-    let left = longest.saturating_sub(prompt.len());
-    let tokens_max = asked.tokens_max.map_or(left, |tokens| tokens as usize);
-    if prompt.is_empty() {
-        return Err(Error::invalid("the prompt is empty"));
-    }
-    if left == 0 || tokens_max > left {
-        let (has, wanted) = (prompt.len(), tokens_max);
-        return Err(Error::invalid(format!(
-            "this model's maximum context length is `{longest}` tokens; the prompt has `{has}`, and `{wanted}` \
-             more are asked for"
-        )));
-    }
-    let seed = asked.seed.unwrap_or_else(|| shared.handle.now().as_nanos());
-    let priority = asked.priority.map(Priority).or(terms.priority).unwrap_or(entry.priority);
-    let salt: Arc<str> = asked.cache_salt.as_deref().unwrap_or_default().into();
-    let request = |index: u32| {
-        let mut sampling = asked.sampling.clone();
-        sampling.seed = seed.wrapping_add(u64::from(index));
-        GenerationRequest {
-            model: Arc::clone(entry),
-            generation: Generation {
-                prompt: prompt.clone(),
-                tokens_max: u32::try_from(tokens_max).unwrap_or(u32::MAX),
-                sampling,
-                stops: asked.stops.clone(),
-                ignores_end: asked.ignores_end,
-                grammar: asked.grammar.clone(),
-            },
-            priority,
-            tenant: terms.tenant,
-            pace,
-            arrived,
-            bytes_in: bytes_in as u64,
-            salt: Arc::clone(&salt),
-        }
-    };
-    let requests = (0..asked.choices).map(request).collect();
-    Ok(Prepared { requests, language, prompt: text })
-}
-
-/// The tokens of a prompt, and its text.
-pub(crate) fn prompt_of(
-    language: &Language,
-    name: &str,
-    prompt: &Prompt,
-) -> Result<(Vec<u32>, String), Error> {
-    let text = match prompt {
-        Prompt::Text(text) => text.clone(),
-        Prompt::Chat(messages) => {
-            let template = language.template.as_ref().ok_or_else(|| {
-                Error::invalid(format!(
-                    "the file of the model `{name}` has no chat template; send the text to `/v1/completions`"
-                ))
-            })?;
-            template.render(messages).map_err(|error| Error::invalid(error.to_string()))?
-        }
-        Prompt::Tokens(tokens) => {
-            let count = language.tokenizer.token_count();
-            if let Some(unknown) = tokens.iter().find(|token| **token as usize >= count) {
-                return Err(Error::invalid(format!("there is no token `{unknown}`; there are `{count}`")));
-            }
-            let bytes: Vec<u8> =
-                tokens.iter().flat_map(|token| language.tokenizer.bytes(*token).to_vec()).collect();
-            return Ok((tokens.clone(), String::from_utf8_lossy(&bytes).into_owned()));
-        }
-    };
-    let tokens = language.tokenizer.encode(&text);
-    let tokens = tokens.map_err(|error| Error::invalid(format!("the prompt cannot be read: {error}")))?;
-    Ok((tokens, text))
 }
 
 /// All answers, once they are complete.

@@ -129,6 +129,9 @@ fn model(handle: &Handle, entry: &ModelEntry) -> Vec<u8> {
     push_list(&mut out, &spec.inputs, tensor);
     out.extend_from_slice(b",\"outputs\":");
     push_list(&mut out, &spec.outputs, tensor);
+    if entry.language.is_some() {
+        out.extend_from_slice(b",\"model_transaction_policy\":{\"decoupled\":true}");
+    }
     out.push(b'}');
     out
 }

@@ -9,9 +9,9 @@ use serde_json::json;
 
 use crate::Shared;
 use crate::access::Caller;
-use crate::http::asked::{Prompt, Turn, message, parsed};
+use crate::asked::{Prompt, Turn, message, parsed};
+use crate::generation::prompt_of;
 use crate::http::body::{self, RequestReader};
-use crate::http::generate::prompt_of;
 use crate::http::response;
 use crate::http::segments::Segments;
 

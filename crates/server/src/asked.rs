@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use quadrant_node::{Grammar, Message, Sampling};
 use quadrant_types::Error;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// Answers to one request.
 const CHOICES_MAX: u32 = 16;
@@ -192,12 +192,11 @@ impl Asked {
         Self::of(body, prompt, top, Some(COMPLETION_TOKENS))
     }
 
-    /// The body of Triton's `generate`: `text_input`, and what else is said beside it or within `parameters`.
+    /// What Triton is asked for: `text_input`, and what else is said beside it or within `parameters`.
     ///
     /// # Errors
     /// What is wrong with it.
-    pub(crate) fn triton(body: &[u8], stream: bool) -> Result<Self, Error> {
-        let mut fields: serde_json::Map<String, Value> = parsed(body)?;
+    pub(crate) fn triton(mut fields: Map<String, Value>, stream: bool) -> Result<Self, Error> {
         let Some(Value::String(text)) = fields.remove("text_input") else {
             return Err(must("text_input"));
         };
