@@ -1,14 +1,19 @@
 """A language model over OpenAI's API, with the real client: answers, streams, formats, errors, leaving."""
 
 import json
+import queue
+import subprocess
 import threading
 import time
 import urllib.error
 import urllib.request
 
+import numpy as np
 import openai
 import pytest
-from server import Server, identity
+import tritonclient.grpc as grpc
+from server import BINARY, Server, identity
+from tritonclient.utils import InferenceServerException
 
 COLORS = [{"role": "user", "content": "Name three colors."}]
 CAPITAL = "The capital of France is"
@@ -227,6 +232,105 @@ def test_tritons_generate_says_the_same(client, server):
     with pytest.raises(urllib.error.HTTPError) as caught:
         post(server, "/v2/models/smollm2/generate", {"max_tokens": 8})
     assert caught.value.code == 400 and "text_input" in json.load(caught.value)["error"]
+
+
+def test_a_process_of_its_own_is_refused_when_it_is_loaded(assets):
+    files = {"smollm2.gguf": assets / "models/smollm2.gguf"}
+    with Server(files, '[models.smollm2]\nisolation = "process"\n') as server:
+        line = server.index()["smollm2"]
+        assert line["state"] == "UNAVAILABLE" and "leave `isolation` out" in line["reason"]
+
+
+def decoupled(server, requests):
+    """Sends requests on one stream; what came back of each, by its id, until all have their last answer."""
+    answers, arrived = {}, queue.Queue()
+    with grpc.InferenceServerClient(server.grpc) as client:
+        client.start_stream(callback=lambda result, error: arrived.put((result, error)))
+        for name, prompt, stream, parameters in requests:
+            text = grpc.InferInput("text_input", [1], "BYTES")
+            text.set_data_from_numpy(np.array([prompt.encode()], dtype=object))
+            in_parts = grpc.InferInput("stream", [1], "BOOL")
+            in_parts.set_data_from_numpy(np.array([stream]))
+            client.async_stream_infer("smollm2", [text, in_parts], request_id=name, parameters=parameters)
+        while len([1 for of in answers.values() if of[-1][1]]) < len(requests):
+            result, error = arrived.get(timeout=30)
+            if error is not None:
+                answers.setdefault("error", []).append((str(error), True))
+                continue
+            response = result.get_response()
+            [text] = result.as_numpy("text_output")
+            final = response.parameters["triton_final_response"].bool_param
+            answers.setdefault(response.id, []).append((text.decode(), final))
+        client.stop_stream()
+    return answers
+
+
+def test_many_answers_come_over_one_stream_of_grpc(client, server):
+    text = complete(client, max_tokens=24).choices[0].text
+    greedy = {"temperature": 0.0, "max_tokens": 24}
+    answers = decoupled(server, [("a", CAPITAL, True, greedy), ("b", CAPITAL, False, greedy), ("c", "", True, greedy)])
+    assert len(answers["a"]) > 10 and "".join(part for part, _ in answers["a"]) == text
+    assert [final for _, final in answers["a"]] == [False] * (len(answers["a"]) - 1) + [True]
+    assert answers["b"] == [(text, True)]
+    [(said, _)] = answers["error"]
+    assert "the prompt is empty" in said
+
+
+def test_one_answer_is_not_asked_of_a_model_that_gives_many(server):
+    with grpc.InferenceServerClient(server.grpc) as client:
+        assert client.get_model_config("smollm2").config.model_transaction_policy.decoupled
+        text = grpc.InferInput("text_input", [1], "BYTES")
+        text.set_data_from_numpy(np.array([b"x"], dtype=object))
+        with pytest.raises(InferenceServerException, match="decoupled transaction policy") as caught:
+            client.infer("smollm2", [text])
+        assert caught.value.status() == "StatusCode.UNIMPLEMENTED"
+
+
+def test_it_is_said_where_the_time_of_a_generation_went(client, server):
+    prompt = "Here is a list of many words. " * 12
+    answers = [client.completions.with_raw_response.create(
+        model="smollm2", prompt=prompt, temperature=0, max_tokens=6, extra_body={"ignore_eos": True}) for _ in range(2)]
+    numbers = [answer.headers["x-quadrant-request"] for answer in answers]
+    with urllib.request.urlopen(f"http://{server.metrics}/requests/{numbers[1]}") as answer:
+        why = json.load(answer)
+    generation = why["generation"]
+    assert (generation["tokens"], generation["steps"], generation["preempted"]) == (6, 6, 0)
+    assert generation["prompt_tokens"] > generation["known_tokens"] >= 64, "the first one's prompt is known"
+    assert 0 < generation["longest_gap_ms"] < why["total_ms"]
+    assert generation["first_token_ms"] + generation["longest_gap_ms"] < why["total_ms"] + 0.01
+    shown = subprocess.run(
+        [BINARY, "explain", numbers[1], "--metrics-address", server.metrics], capture_output=True, text=True, check=True
+    ).stdout
+    assert f"{generation['known_tokens']} of them known" in shown and "longest gap" in shown
+
+
+def test_a_salt_keeps_prompts_apart(client, server):
+    def known(salt):
+        answer = client.completions.with_raw_response.create(
+            model="smollm2", prompt="A salt of its own makes a prompt its own. " * 12, max_tokens=1,
+            extra_body={"cache_salt": salt})
+        with urllib.request.urlopen(f"http://{server.metrics}/requests/{answer.headers['x-quadrant-request']}") as why:
+            return json.load(why)["generation"]["known_tokens"]
+
+    assert [known("one"), known("other")] == [0, 0]
+    assert known("one") >= 64
+
+
+def test_the_load_generator_counts_tokens(server):
+    def bench(*arguments):
+        command = [BINARY, "bench-tokens", "--model", "smollm2", "--address", server.http, "--quiet", "--json", "-"]
+        return json.loads(subprocess.run([*command, *arguments], capture_output=True, text=True, check=True).stdout)
+
+    load = ["--concurrency", "2", "--requests", "6", "--prompt", "40", "--new", "5", "--shared-prefix", "32"]
+    report = bench(*load, "--ttft-ms", "20000", "--tpot-ms", "2000")
+    assert (report["answered"], report["failed"], report["attainment"]) == (6, 0, 1.0)
+    assert report["texts"] == bench(*load, "--uncached")["texts"], "the same prompts have the same answers"
+    hopeless = bench("--poisson", "50", "--requests", "20", "--ttft-ms", "1", "--give-up-below", "0.9")
+    assert hopeless["gave_up"] and hopeless["attainment"] < 0.9
+    wrong = subprocess.run(
+        [BINARY, "bench-tokens", "--model", "nobody", "--address", server.http, "--concurrency", "1"],
+        capture_output=True, text=True)
+    assert wrong.returncode == 1 and "404" in wrong.stderr
 
 
 def post(server, path, body):

@@ -226,6 +226,7 @@ pub(crate) fn simulation() -> Result<()> {
         delay_max: Duration::ZERO,
         overhead: Duration::ZERO,
         tenants: Vec::new(),
+        generation: None,
     };
     let models = [("a", 10.6), ("b", 3.6), ("c", 3.4), ("d", 2.8), ("e", 0.17)].map(served).to_vec();
     let (limits, tenants) = (Limits::default(), Vec::new());

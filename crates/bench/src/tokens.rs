@@ -11,6 +11,8 @@ mod stream;
 
 use std::time::Duration;
 
+use quadrant_traffic::{Chat, ChatTrace};
+
 use crate::BenchError;
 
 pub use report::TokenReport;
@@ -62,8 +64,8 @@ pub struct Lengths {
     pub new: u32,
 }
 
-/// Reads a trace with the columns `arrival_ms`, `input_tokens` and `output_tokens`. Times are divided by
-/// `speed`; lengths by `shorter`, to no less than one token. What then comes `within` so long is taken.
+/// Reads a trace as [`ChatTrace::parse`] takes it. Times are divided by `speed`, lengths by `shorter`; what
+/// then comes `within` so long is taken.
 ///
 /// # Errors
 /// If the file cannot be read or is not of this form.
@@ -75,38 +77,9 @@ pub fn read_token_trace(
 ) -> Result<Vec<(Duration, Lengths)>, BenchError> {
     let text =
         std::fs::read_to_string(path).map_err(|source| BenchError::File { path: path.to_owned(), source })?;
-    parse(&text, speed, shorter, within)
-        .map_err(|reason| BenchError::Plan(format!("trace `{path}`: {reason}")))
-}
-
-fn parse(text: &str, speed: f64, shorter: u32, within: Duration) -> Result<Vec<(Duration, Lengths)>, String> {
-    let mut lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
-    let header = lines.next().ok_or("the file is empty")?;
-    let column = |wanted: &str| {
-        let position = header.split(',').position(|name| name.trim() == wanted);
-        position.ok_or_else(|| format!("no column `{wanted}` in `{header}`"))
-    };
-    let (at, prompt, new) = (column("arrival_ms")?, column("input_tokens")?, column("output_tokens")?);
-    let mut requests = Vec::new();
-    for (index, line) in lines.enumerate() {
-        let cells: Vec<&str> = line.split(',').map(str::trim).collect();
-        let wrong = || format!("row {} is not three numbers: `{line}`", index + 1);
-        let cell = |column: usize| cells.get(column).copied().ok_or_else(wrong);
-        let time =
-            cell(at)?.parse::<f64>().ok().filter(|time| (0.0..1e12).contains(time)).ok_or_else(wrong)?;
-        let tokens = |column: usize| -> Result<u32, String> {
-            Ok((cell(column)?.parse::<u32>().map_err(|_| wrong())? / shorter.max(1)).max(1))
-        };
-        let (at, lengths) = (
-            Duration::from_secs_f64(time / 1e3 / speed),
-            Lengths { prompt: tokens(prompt)?, new: tokens(new)? },
-        );
-        if at <= within {
-            requests.push((at, lengths));
-        }
-    }
-    requests.sort_by_key(|(at, _)| *at);
-    if requests.is_empty() { Err("the trace has no arrivals".to_owned()) } else { Ok(requests) }
+    let trace = ChatTrace::parse(&text).map_err(|error| BenchError::Plan(format!("`{path}`: {error}")))?;
+    let requests = trace.scaled(speed, shorter).take_while(|chat| chat.at <= within);
+    Ok(requests.map(|Chat { at, prompt, new }| (at, Lengths { prompt, new })).collect())
 }
 
 /// Poisson-distributed times of so many requests per second, without end.
@@ -125,22 +98,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_trace_is_scaled_and_cut() {
-        let text = "arrival_ms,input_tokens,output_tokens\n5000,80,3\n1000,391,104\n9000,1,1\n";
-        let requests = parse(text, 2.0, 8, Duration::from_secs(3)).unwrap();
-        let expected = [
-            (Duration::from_millis(500), Lengths { prompt: 48, new: 13 }),
-            (Duration::from_millis(2_500), Lengths { prompt: 10, new: 1 }),
-        ];
-        assert_eq!(requests, expected);
-    }
-
-    #[test]
-    fn what_is_wrong_with_a_trace_is_said() {
-        let wrong = |text: &str| parse(text, 1.0, 1, Duration::from_secs(9)).unwrap_err();
-        assert!(wrong("").contains("empty"));
-        assert!(wrong("arrival_ms\n1\n").contains("no column `input_tokens`"));
-        assert!(wrong("arrival_ms,input_tokens,output_tokens\n1,2\n").contains("row 1"));
-        assert!(wrong("arrival_ms,input_tokens,output_tokens\n99999,2,2\n").contains("no arrivals"));
+    fn poisson_times_have_their_rate() {
+        let times: Vec<Duration> = poisson_times(100.0, 1).take(10_000).collect();
+        assert!(times.is_sorted());
+        assert!((times[9_999].as_secs_f64() - 100.0).abs() < 5.0, "{:?}", times[9_999]);
+        assert_ne!(times[0], poisson_times(100.0, 2).next().unwrap());
     }
 }

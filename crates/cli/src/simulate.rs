@@ -1,12 +1,14 @@
 //! `quadrant simulate` and `quadrant plan`: the scheduler that ships, in virtual time, under a load that is
 //! described in a file.
 
+mod generation;
 mod picture;
 mod table;
 mod tenants;
 mod workload;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
@@ -113,6 +115,17 @@ struct ModelCell {
     p99_ms: f64,
     rows_per_step: f64,
     refused: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tokens: Option<TokenCell>,
+}
+
+/// When the tokens of a model that generates came.
+#[derive(Debug, Serialize)]
+struct TokenCell {
+    first_p50_ms: f64,
+    first_p99_ms: f64,
+    each_p50_ms: f64,
+    each_p99_ms: f64,
 }
 
 /// Runs the simulations and shows what they gave.
@@ -259,6 +272,17 @@ fn outcomes(workload: &Workload, discipline: Discipline, load: f64, runs: u64) -
 fn cell(workload: &Workload, discipline: Discipline, outcomes: &[Outcome]) -> Cell {
     let mean =
         |of: &dyn Fn(&Outcome) -> f64| outcomes.iter().map(of).sum::<f64>() / outcomes.len().max(1) as f64;
+    let tokens = |index: usize| {
+        let ms = |share: f64, of: fn((Duration, Duration)) -> Duration| {
+            mean(&|outcome| of(outcome.report.models[index].token_times(share)).as_secs_f64() * 1e3)
+        };
+        TokenCell {
+            first_p50_ms: ms(0.5, |(first, _)| first),
+            first_p99_ms: ms(0.99, |(first, _)| first),
+            each_p50_ms: ms(0.5, |(_, each)| each),
+            each_p99_ms: ms(0.99, |(_, each)| each),
+        }
+    };
     let model = |(index, name): (usize, &String)| {
         let figure = |of: &dyn Fn(&ModelReport) -> f64| mean(&|outcome| of(&outcome.report.models[index]));
         ModelCell {
@@ -269,6 +293,7 @@ fn cell(workload: &Workload, discipline: Discipline, outcomes: &[Outcome]) -> Ce
             p99_ms: figure(&|model| model.latency(0.99).as_secs_f64() * 1e3),
             rows_per_step: figure(&ModelReport::mean_step_rows),
             refused: outcomes.iter().map(|outcome| outcome.report.models[index].refused).sum(),
+            tokens: workload.experiment.models[index].generation.as_ref().map(|_| tokens(index)),
         }
     };
     let names: Vec<String> = workload.experiment.models.iter().map(|model| model.name.clone()).collect();
@@ -300,6 +325,22 @@ mod tests {
             assert_eq!(devices(load, serves).unwrap(), expect, "{load}");
         }
         assert!(devices(1.0, |_| Ok(false)).unwrap_err().to_string().contains("would not be enough"));
+    }
+
+    #[test]
+    fn chats_are_simulated_beside_another_model() {
+        let text = "seconds = 20.0\ncores = 2\narrivals.kind = \"poisson\"\n\
+            [[models]]\nname = \"voice\"\nstep_ms = 2.0\nobjective_ms = 20.0\nshare = 0.2\n\
+            [[models]]\nname = \"chat\"\nstep_ms = 3.2\nrow_ms = 0.5\nrows_max = 256\nwide_gain = 1.7\n\
+            objective_ms = 2000.0\ngeneration = { lengths = \"chats\", shorter = 8, each_ms = 100.0 }\n";
+        let workload = Workload::parse(text).unwrap();
+        let outcomes = outcomes(&workload, Discipline::Quadrant, 0.5, 2).unwrap();
+        assert!(outcomes.iter().all(|outcome| outcome.worst > 0.98), "{outcomes:?}");
+        let cell = cell(&workload, Discipline::Quadrant, &outcomes);
+        assert!(cell.models[0].tokens.is_none());
+        let tokens = cell.models[1].tokens.as_ref().unwrap();
+        assert!(tokens.first_p50_ms > 10.0 && tokens.first_p99_ms < 2000.0, "{tokens:?}");
+        assert!(tokens.each_p50_ms > 1.0 && tokens.each_p99_ms <= 100.0, "{tokens:?}");
     }
 
     #[test]

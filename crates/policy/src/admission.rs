@@ -65,11 +65,11 @@ impl Policy {
         if has_a_chance {
             self.fairness.note_refusal(now, had);
         } else if queue.doubt.is_due(now) {
-            return Ok(self.best_effort_plan(request));
+            return Ok(self.best_effort_plan(now, request));
         }
         match self.models[&request.model].terms.unmet {
             Unmet::Refuse => Err(refusal),
-            Unmet::Demote => Ok(self.best_effort_plan(request)),
+            Unmet::Demote => Ok(self.best_effort_plan(now, request)),
         }
     }
 
@@ -122,14 +122,14 @@ impl Policy {
         let Work::Once { rows, shape, bytes_in } = request.work else {
             return self.sequence_plan(now, request);
         };
-        let latest = request.arrived + self.limits.wait_max;
+        let latest = self.latest(now, request);
         let (deadline, expires) = match (request.objective, self.discipline) {
             (Objective::EndBy(time), Discipline::Fifo) => (Time::MAX, time.min(latest)),
             (Objective::Target { until, .. }, Discipline::Fifo) => (Time::MAX, until.min(latest)),
             (Objective::BestEffort | Objective::Tokens { .. }, Discipline::Fifo) => (Time::MAX, latest),
             (Objective::BestEffort | Objective::Tokens { .. }, Discipline::Clockwork) => (latest, latest),
             (Objective::BestEffort | Objective::Tokens { .. }, Discipline::Quadrant) => {
-                return self.best_effort_plan(request);
+                return self.best_effort_plan(now, request);
             }
             (Objective::EndBy(time), Discipline::Quadrant | Discipline::Clockwork) => {
                 (time.min(latest), time.min(latest))
@@ -167,9 +167,10 @@ impl Policy {
         Plan { key, deadline, expires, work: scaled(marginal, share), due }
     }
 
-    pub(crate) fn best_effort_plan(&self, request: &Request) -> Plan {
+    /// The place of a request that nobody promised anything.
+    pub(crate) fn best_effort_plan(&self, now: Time, request: &Request) -> Plan {
         let key = OrderKey { easy: true, rank: u64::from(request.priority.0), id: request.id };
-        let latest = request.arrived + self.limits.wait_max;
+        let latest = self.latest(now, request);
         let expires = match request.objective {
             Objective::EndBy(time)
             | Objective::Target { until: time, .. }
@@ -177,6 +178,15 @@ impl Policy {
             Objective::BestEffort => latest,
         };
         Plan { key, deadline: Time::MAX, expires, work: Duration::ZERO, due: Time::MAX }
+    }
+
+    /// Until when a request waits at most: a sequence waits anew for each token.
+    pub(crate) fn latest(&self, now: Time, request: &Request) -> Time {
+        let from = match request.work {
+            Work::Once { .. } => request.arrived,
+            Work::Generate { .. } => now,
+        };
+        from + self.limits.wait_max
     }
 
     /// Sees to it that the request and everything accepted before end in time, at the expense of less

@@ -74,12 +74,17 @@ impl Policy {
     fn is_hopeless(&self, now: Time, model: ModelId, key: OrderKey, widths: &[usize]) -> bool {
         let queue = &self.models[&model];
         let waiting = &queue.waiting[&key];
-        if self.sequences.get(&key.id).is_some_and(|sequence| sequence.generated > 0) {
+        let sequence = self.sequences.get(&key.id);
+        if sequence.is_some_and(|sequence| sequence.generated > 0) {
             // A token that is late is of use all the same.
             return false;
         }
         let slowdown = self.slowdown.least(now);
         let predicted = |width: usize| {
+            if let Some(sequence) = sequence {
+                let from = self.known_of(queue, &self.live[&key.id].request, sequence);
+                return self.rest(queue, (from, sequence.length), width, slowdown);
+            }
             let kind = Kind { shape: waiting.shape, rows: waiting.rows, width, beside: Beside::Usual };
             queue.costs.predict_at(kind, waiting.bytes_in, slowdown)
         };

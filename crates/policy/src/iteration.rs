@@ -75,23 +75,34 @@ impl Policy {
         let (Some(terms), Some(pages)) = (queue.terms.sequences, &queue.pages) else {
             return queue.batch_from(head, now, setting);
         };
-        let mut iteration = Iteration {
-            queue,
-            terms,
-            now,
-            setting,
-            requests: Requests::new(),
-            parts: Parts::new(),
-            places: Parts::new(),
-            tokens: 0,
-            keys: 0,
-            deadline: Time::MAX,
-            free: pages.free(),
-            victims: Requests::new(),
+        let put_together = |alone: Option<RequestId>| {
+            let mut iteration = Iteration {
+                queue,
+                terms,
+                now,
+                setting,
+                requests: Requests::new(),
+                parts: Parts::new(),
+                places: Parts::new(),
+                tokens: 0,
+                keys: 0,
+                deadline: Time::MAX,
+                free: pages.free(),
+                victims: Requests::new(),
+            };
+            let unfinished = self.add_tokens(&mut iteration, alone);
+            self.add_prompts(&mut iteration, head, alone, unfinished);
+            iteration
         };
         let alone = queue.waiting[&head].alone.then_some(head.id);
-        let unfinished = self.add_tokens(&mut iteration, alone);
-        self.add_prompts(&mut iteration, head, alone, unfinished);
+        let mut iteration = put_together(alone);
+        if iteration.requests.is_empty() {
+            // Others have the pages that it waits for: those who run together, or one who runs alone.
+            let begun = queue.begun.values().find(|key| queue.waiting[key].alone).map(|key| key.id);
+            let others = alone.is_some().then_some(None).into_iter().chain(begun.map(Some));
+            let mut others = others.map(put_together).filter(|iteration| !iteration.requests.is_empty());
+            iteration = others.next().unwrap_or(iteration);
+        }
         let predicted = iteration.predicted();
         let Iteration { requests, parts, places, tokens, keys, deadline, victims, .. } = iteration;
         let kind =
@@ -128,6 +139,10 @@ impl Policy {
                 break;
             }
             let key = order[at];
+            // Whoever was in a step that failed runs alone.
+            if alone.is_none() && iteration.queue.waiting[&key].alone {
+                continue;
+            }
             let sequence = &self.sequences[&key.id];
             let need = iteration.terms.pages_of(sequence.length) - sequence.pages.len();
             while need > iteration.free && end - 1 > at {

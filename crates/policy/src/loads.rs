@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use quadrant_types::{Ending, Error, ErrorCode, ModelId, Reason, Request, RequestId, Time};
 
-use crate::admission::{expired, unloaded, unmeetable};
+use crate::admission::{Plan, expired, unloaded, unmeetable};
 use crate::ledger::Purpose;
 use crate::live::Live;
 use crate::pages::Pages;
@@ -103,7 +103,7 @@ impl Policy {
     }
 
     pub(crate) fn arrived_for_absent(&mut self, now: Time, request: Request, actions: &mut Vec<Action>) {
-        let plan = self.best_effort_plan(&request);
+        let plan = self.best_effort_plan(now, &request);
         if let Err(error) = self.may_park(now, &request, plan.expires) {
             return self.refuse(request.id, error, actions);
         }
@@ -214,17 +214,19 @@ impl Policy {
         });
         self.memory.watch(now, model);
         for id in parked.into_iter().flatten() {
-            let Live { request, plan, .. } = self.live[&id];
+            let Live { request, plan: parked, .. } = self.live[&id];
             self.unpark(model, id);
             self.live.remove(&id);
-            self.expiries.remove(&(plan.expires, id));
+            self.expiries.remove(&(parked.expires, id));
             let plan = self.plan(now, &request);
             let has_room = plan.key.easy || self.discipline != Discipline::Quadrant || {
                 let pace = self.keeps_pace(now, &request);
                 pace.and_then(|pace| self.find_room(now, &request, (&plan, pace), actions)).is_ok()
             };
             // It was accepted; what comes late for the load is still of use.
-            let plan = if has_room { plan } else { self.best_effort_plan(&request) };
+            let plan = if has_room { plan } else { self.best_effort_plan(now, &request) };
+            // The load was part of its wait.
+            let plan = Plan { expires: parked.expires, ..plan };
             self.let_in(now, request, plan);
         }
     }

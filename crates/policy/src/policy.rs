@@ -277,9 +277,9 @@ impl Policy {
         }
         let alone = self.models[&live.request.model].waiting[&live.plan.key].alone;
         self.take_from_queue(&live);
-        self.expiries.remove(&(live.plan.expires, id));
-        let plan = self.best_effort_plan(&live.request);
-        self.expiries.insert((plan.expires, id));
+        // It ends when it would have ended in any case.
+        let plan =
+            Plan { expires: live.plan.expires, ..self.best_effort_plan(live.request.arrived, &live.request) };
         self.live.insert(id, Live { plan, booking: None, ..live });
         self.enqueue(id, alone);
     }

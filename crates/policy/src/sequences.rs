@@ -104,8 +104,10 @@ impl Policy {
 
     /// Puts a sequence in its place, for its next token.
     pub(crate) fn sequence_plan(&self, now: Time, request: &Request) -> Plan {
-        let Some(sequence) = self.sequences.get(&request.id) else { return self.best_effort_plan(request) };
-        let latest = now + self.limits.wait_max;
+        let Some(sequence) = self.sequences.get(&request.id) else {
+            return self.best_effort_plan(now, request);
+        };
+        let latest = self.latest(now, request);
         let (deadline, until) = match (request.objective, self.discipline) {
             (Objective::Tokens { first_by, each, until }, Discipline::Quadrant | Discipline::Clockwork) => {
                 let next = sequence.first_at + each.saturating_mul(sequence.generated);
@@ -123,7 +125,7 @@ impl Policy {
             return Plan { key, deadline: Time::MAX, expires, work: Duration::ZERO, due: Time::MAX };
         };
         let queue = &self.models[&request.model];
-        let from = sequence.done.max(self.cached(queue, request, sequence).0);
+        let from = self.known_of(queue, request, sequence);
         let step = |width: &usize| {
             let own = self.rest(queue, (from, sequence.length), *width, self.slowdown.mean(now));
             (*width, own, queue.costs.high(own))
@@ -141,8 +143,19 @@ impl Policy {
         Plan { key, deadline, expires, work: scaled(work, share), due }
     }
 
+    /// Tokens of a sequence that need not be computed.
+    pub(crate) fn known_of(&self, queue: &ModelQueue, request: &Request, sequence: &Sequence) -> u32 {
+        sequence.done.max(self.cached(queue, request, sequence).0)
+    }
+
     /// How long the tokens from one to another take, in as large steps as there are.
-    fn rest(&self, queue: &ModelQueue, (from, to): (u32, u32), width: usize, slowdown: f64) -> Duration {
+    pub(crate) fn rest(
+        &self,
+        queue: &ModelQueue,
+        (from, to): (u32, u32),
+        width: usize,
+        slowdown: f64,
+    ) -> Duration {
         let step = |from: u32, tokens: u32| {
             let kind = Kind { rows: tokens, ..iteration_kind(width) };
             queue.costs.predict_at(kind, keys_of(from, tokens), slowdown)
@@ -227,6 +240,8 @@ impl Policy {
         self.leave_pages(model, id);
         self.sequences_preempted += 1;
         self.wait_for_token(now, id, alone);
+        // It has not had the token yet that it waited for.
+        self.expire_at(id, live.plan.expires);
     }
 
     /// Every sequence of a step has its tokens, but those that left; these are over.
@@ -275,13 +290,24 @@ impl Policy {
     /// A live sequence that waits nowhere waits for its next token.
     pub(crate) fn wait_for_token(&mut self, now: Time, id: RequestId, alone: bool) {
         let live = self.live[&id];
-        let plan = self.sequence_plan(now, &live.request);
-        self.expiries.remove(&(live.plan.expires, id));
-        self.expiries.insert((plan.expires, id));
-        self.live.get_mut(&id).expect("just seen").plan = plan;
+        // Whoever was let in without a promise is given none later: it would be at the expense of those who
+        // have one.
+        let plan = match live.plan.key.easy {
+            true => self.best_effort_plan(now, &live.request),
+            false => self.sequence_plan(now, &live.request),
+        };
+        self.live.get_mut(&id).expect("just seen").plan = Plan { expires: live.plan.expires, ..plan };
+        self.expire_at(id, plan.expires);
         if !live.paused {
             self.enqueue(id, alone);
         }
+    }
+
+    fn expire_at(&mut self, id: RequestId, expires: Time) {
+        let Some(live) = self.live.get_mut(&id) else { return };
+        self.expiries.remove(&(live.plan.expires, id));
+        self.expiries.insert((expires, id));
+        live.plan.expires = expires;
     }
 
     /// The reader of a sequence's tokens does not keep up: it waits until he does, or has waited for too

@@ -14,7 +14,7 @@ use std::time::Duration;
 use quadrant_policy::{Action, Discipline, Event, LaneShape, Limits, ModelTerms, Step, StepOutcome, Unmet};
 use quadrant_types::{
     CoreSet, Ending, Error, ErrorCode, LaneId, ModelId, Objective, Reason, Request, RequestId,
-    SchedulingClass, StepId, TenantId, Time,
+    SchedulingClass, StepId, TenantId, Time, Work,
 };
 
 use crate::Scenario;
@@ -75,6 +75,7 @@ enum Place {
 
 #[derive(Clone, Debug)]
 struct Begun {
+    model: ModelId,
     requests: Vec<RequestId>,
     /// Those that count towards quotas.
     parts: Vec<Part>,
@@ -187,7 +188,10 @@ impl Checker {
         }
         let of_ended_step = ended.requests.contains(&id);
         let has_cause = match ending {
-            Ending::Completed => of_ended_step && ended.outcome == Some(StepOutcome::Completed),
+            Ending::Completed => match &ended.outcome {
+                Some(StepOutcome::Iterated(over)) => over.contains(&id),
+                outcome => of_ended_step && *outcome == Some(StepOutcome::Completed),
+            },
             Ending::Failed(error) => match error.code {
                 ErrorCode::Cancelled => *event == Event::Left(id),
                 ErrorCode::DeadlineExceeded if error.reason == Some(Reason::Expired) => known.expires <= now,
@@ -204,8 +208,8 @@ impl Checker {
                         || self.memory.may_fail(known.request.model, event)
                         || (at_the_door && self.draining)
                 }
-                ErrorCode::InvalidArgument
-                | ErrorCode::Unauthenticated
+                ErrorCode::InvalidArgument => at_the_door && self.is_too_long(&known.request),
+                ErrorCode::Unauthenticated
                 | ErrorCode::PermissionDenied
                 | ErrorCode::NotFound
                 | ErrorCode::Unsupported => false,
@@ -213,6 +217,13 @@ impl Checker {
         };
         let detail = || format!("{id} at {:?} with {ending:?}", known.place);
         hold_or("every ending has its cause", has_cause, detail)
+    }
+
+    /// Whether a sequence would be longer than there can be one.
+    fn is_too_long(&self, request: &Request) -> bool {
+        let longest = self.models.get(&request.model).and_then(|terms| terms.sequences?.longest().into());
+        let Work::Generate { prompt, new_max, .. } = request.work else { return false };
+        longest.is_some_and(|longest: u32| prompt + new_max > longest)
     }
 
     fn may_be_refused(&self, now: Time, known: &Known, error: &Error, at_the_door: bool) -> bool {
@@ -269,6 +280,9 @@ impl Checker {
             hold("a request runs in one step at a time", known.place == Place::Waits, &request)?;
             members.push(known.clone());
         }
+        let has_step = self.steps.values().any(|other| other.model == step.model);
+        let runs_alone = terms.sequences.is_none() || !has_step;
+        hold("of a model that generates one step runs at a time", runs_alone, &id)?;
         check_batch(now, step, &terms, &members)?;
         for request in &step.requests {
             if let Some(known) = self.live.get_mut(request) {
@@ -280,8 +294,8 @@ impl Checker {
         if lane.class == SchedulingClass::Idle {
             patience *= 10;
         }
-        let (requests, parts) = (step.requests.to_vec(), Self::parts(&members, step.rows));
-        let begun = Begun { requests, parts, lane, progress: Duration::ZERO, patience };
+        let (requests, parts) = (step.requests.to_vec(), Self::parts(&members, step));
+        let begun = Begun { model: step.model, requests, parts, lane, progress: Duration::ZERO, patience };
         self.steps.insert(id, begun);
         self.began_now.extend(&step.requests);
         Ok(())
@@ -346,14 +360,21 @@ impl Checker {
 
 fn check_batch(now: Time, step: &Step, terms: &ModelTerms, members: &[Known]) -> Result<(), Broken> {
     let id = step.id;
-    let rows: u32 = members.iter().map(|known| known.work().0).sum();
+    let rows: u32 = match terms.sequences {
+        None => members.iter().map(|known| known.work().0).sum(),
+        Some(_) => step.slices.iter().map(|slice| slice.tokens).sum(),
+    };
+    let slices = terms.sequences.map_or(0, |_| members.len());
+    hold("a step says what it computes of each sequence", step.slices.len() == slices, &id)?;
+    hold("of every sequence something is computed", step.slices.iter().all(|slice| slice.tokens > 0), &id)?;
     hold("a step has requests", !members.is_empty(), &id)?;
     let one_model = members.iter().all(|known| known.request.model == step.model);
     hold("a step's requests are of one model", one_model, &id)?;
     let one_shape = members.windows(2).all(|pair| pair[0].work().1 == pair[1].work().1);
     hold("a step's requests are of one shape", one_shape, &id)?;
     hold("a step's rows are the sum of its requests' rows", rows == step.rows, &id)?;
-    hold("a step has at most `rows_max` rows", rows <= terms.rows_max || members.len() == 1, &id)?;
+    let is_one = terms.sequences.is_none() && members.len() == 1;
+    hold("a step has at most `rows_max` rows", rows <= terms.rows_max || is_one, &id)?;
     let alone = members.len() == 1 || members.iter().all(|known| !known.alone);
     hold("a request of a failed batch runs alone", alone, &id)?;
     let of_use = members.iter().any(|known| known.expires > now);

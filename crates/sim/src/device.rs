@@ -12,6 +12,7 @@ use std::time::Duration;
 use quadrant_policy::{LaneShape, Step, StepOutcome, StepReport};
 use quadrant_types::{CoreSet, Error, ErrorCode, SchedulingClass, StepId, Time, Work};
 
+use crate::generating::keys_of;
 use crate::workload::{Sent, exponential};
 use crate::{Faults, ModelPlan, Scenario, Truth, Unsteady};
 
@@ -104,7 +105,9 @@ impl Device {
         let late = self.draw() < self.faults.reports_late;
         let delay = self.faults.report_delay_max.mul_f64(if late { self.draw() } else { 0.0 });
         let shape = members().map(|sent| shape_of(&sent.request.work)).max().unwrap_or(0);
-        let plain = plan.truth.time(step.rows, lane.cores.len(), shape).as_secs_f64() * 1e9;
+        let plain = plan.truth.time(step.rows, lane.cores.len(), shape)
+            + plan.truth.keys_time(keys_of(step), lane.cores.len());
+        let plain = plain.as_secs_f64() * 1e9;
         let noise = match (&plan.truth, plan.truth.noise > 0.0) {
             (truth, _) if !truth.spread.is_empty() => truth.spread_at(self.draw()),
             (truth, true) => (truth.noise * self.normal()).exp(),

@@ -5,12 +5,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use quadrant_policy::{Cost, Discipline, LaneShape, Limits, ModelTerms, TenantTerms, Unmet};
+use quadrant_policy::{Cost, Discipline, LaneShape, Limits, ModelTerms, SequenceTerms, TenantTerms, Unmet};
 use quadrant_types::{CoreSet, LaneId, Priority, SchedulingClass, Time};
 
 use crate::{
-    Arrivals, Faults, ModelPlan, Range, Report, Scenario, TenantChange, Traffic, Truth, Unsteady, Violation,
-    run_unchecked,
+    Arrivals, Faults, GenerationPlan, ModelPlan, Range, Report, Scenario, TenantChange, Traffic, Truth,
+    Unsteady, Violation, run_unchecked,
 };
 
 /// How long a run goes on after its last arrival, so that everything ends.
@@ -54,6 +54,28 @@ pub struct Served {
     pub overhead: Duration,
     /// Whose its requests are, by their places among the tenants, with their shares; nobody's if empty.
     pub tenants: Vec<(usize, f64)>,
+    /// What is generated, if it is a model that does: rows are tokens then, and the objective is that of the
+    /// first.
+    pub generation: Option<Generates>,
+}
+
+/// A model that generates.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Generates {
+    /// What its sequences take.
+    pub terms: SequenceTerms,
+    /// What is asked of it.
+    pub plan: GenerationPlan,
+}
+
+impl Generates {
+    /// The mean tokens of a prompt and of an answer.
+    fn means(&self) -> (f64, f64) {
+        let lengths = &self.plan.lengths;
+        let sum = |of: fn(&(u32, u32)) -> u32| lengths.iter().map(|one| f64::from(of(one))).sum::<f64>();
+        let count = lengths.len().max(1) as f64;
+        (sum(|(prompt, _)| *prompt) / count, sum(|(_, new)| *new) / count)
+    }
 }
 
 /// What a run showed, in the figures that are compared.
@@ -74,9 +96,12 @@ pub struct Outcome {
 }
 
 impl Served {
-    /// Core time of one request, alone in its step, next to others.
+    /// Core time of one request, alone in its step, next to others; of one that generates, what its prompt
+    /// and its tokens add to steps that run anyway, and one step.
     pub fn core_time(&self) -> Duration {
-        self.truth.time(1, 1, 0)
+        let Some(generation) = &self.generation else { return self.truth.time(1, 1, 0) };
+        let (prompt, new) = generation.means();
+        self.truth.step_cost + self.truth.row_cost.mul_f64(prompt + new)
     }
 }
 
@@ -147,6 +172,8 @@ impl Experiment {
         if discipline == Discipline::Quadrant {
             sets.extend((self.cores > 1).then_some((all, SchedulingClass::Urgent)));
             sets.extend(single().map(|core| (core, SchedulingClass::Idle)));
+            let generates = self.cores > 1 && self.models.iter().any(|model| model.generation.is_some());
+            sets.extend(generates.then_some((all, SchedulingClass::Idle)));
         }
         (0..).zip(sets).map(|(id, (cores, class))| LaneShape { id: LaneId(id), cores, class }).collect()
     }
@@ -173,6 +200,7 @@ impl Experiment {
             priority: Range::only(model.priority.0),
             submit_delay: Range::only(model.overhead),
             tenant,
+            generation: model.generation.as_ref().map(|generation| generation.plan.clone()),
             ..Traffic::plain(Arrivals::At(times))
         };
         ModelPlan {
@@ -185,7 +213,7 @@ impl Experiment {
                 costs,
                 row_bytes: 1,
                 unmet: Unmet::Refuse,
-                sequences: None,
+                sequences: model.generation.as_ref().map(|generation| generation.terms),
             },
             up_at: Time::ZERO,
             down_at: None,

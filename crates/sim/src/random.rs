@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use quadrant_policy::{
     Cost, Discipline, Eviction, Holding, LaneShape, Limits, MemoryBudget, ModelTerms, RequestRate, Residency,
-    TenantTerms, Unmet,
+    SequenceTerms, TenantTerms, Unmet,
 };
 use quadrant_types::{CoreSet, LaneId, Priority, SchedulingClass, Time};
 
-use crate::{Arrivals, Faults, ModelPlan, Range, Scenario, TenantChange, Traffic, Truth, Unsteady};
+use crate::{
+    Arrivals, Faults, GenerationPlan, ModelPlan, Range, Scenario, TenantChange, Traffic, Truth, Unsteady,
+};
 
 /// Memory for some of the models, if requests bring little.
 const SMALL_MEMORY: MemoryBudget = MemoryBudget { bytes: 1_000, process_bytes: 100 };
@@ -156,6 +158,7 @@ fn random_model(random: &mut fastrand::Rng) -> ModelPlan {
         sensitivity: pick(random, &[0.0, 0.3]),
         pressure: random.f64(),
         crowding: pick(random, &[0.0, 0.2]),
+        thousand_keys: us(random.u64(0..=2_000)),
     };
     // The scheduler is told the truth, or something between a tenth and three times of it.
     let told = if random.bool() { 1.0 } else { 0.1 + random.f64() * 2.9 };
@@ -172,6 +175,12 @@ fn random_model(random: &mut fastrand::Rng) -> ModelPlan {
     let up_at = if random.f64() < 0.8 { Time::ZERO } else { time(random.u64(0..=SPAN_US / 2)) };
     let goes_down = random.f64() < 0.25;
     let holding = (random.f64() < 0.5).then(|| random_holding(random));
+    let mut traffic: Vec<Traffic> =
+        (0..random.usize(1..=3)).map(|_| random_traffic(random, rows_max)).collect();
+    let sequences = (random.f64() < 0.25).then(|| random_sequences(random));
+    if let Some(terms) = &sequences {
+        traffic.iter_mut().for_each(|traffic| traffic.generation = Some(random_generation(random, terms)));
+    }
     ModelPlan {
         terms: ModelTerms {
             rows_max,
@@ -182,14 +191,35 @@ fn random_model(random: &mut fastrand::Rng) -> ModelPlan {
             costs,
             row_bytes: random.u64(1..=20),
             unmet: pick(random, &[Unmet::Refuse, Unmet::Refuse, Unmet::Demote]),
-            sequences: None,
+            sequences,
         },
         up_at,
         down_at: goes_down.then(|| up_at + us(random.u64(0..=SPAN_US))),
         holding,
         load_fails: pick(random, &[0.0, 0.0, 0.2]),
         truth,
-        traffic: (0..random.usize(1..=3)).map(|_| random_traffic(random, rows_max)).collect(),
+        traffic,
+    }
+}
+
+/// Few pages, so that sequences are often in each other's way.
+fn random_sequences(random: &mut fastrand::Rng) -> SequenceTerms {
+    SequenceTerms {
+        page_tokens: pick(random, &[1, 4, 16]),
+        pages: random.u32(8..=60),
+        tokens_max: pick(random, &[20, 500]),
+        thousand_keys: us(random.u64(0..=2_000)),
+    }
+}
+
+/// Some are longer than can be.
+fn random_generation(random: &mut fastrand::Rng, terms: &SequenceTerms) -> GenerationPlan {
+    let most = terms.longest().clamp(2, 40);
+    let lengths = (0..7).map(|_| (random.u32(1..=most), random.u32(1..=most / 2 + 1)));
+    GenerationPlan {
+        lengths: lengths.collect(),
+        each: us(random.u64(100..=20_000)),
+        shared_prefix: pick(random, &[0, 0, 8, 32]),
     }
 }
 
@@ -226,6 +256,7 @@ fn random_traffic(random: &mut fastrand::Rng, rows_max: u32) -> Traffic {
         leaves_after: Range::new(ms(0), pick(random, &[us(10), ms(2), ms(20)])),
         poisoned: pick(random, &[0.0, 0.0, 0.05, 0.5]),
         stalling: pick(random, &[0.0, 0.0, 0.0, 0.01]),
+        generation: None,
     }
 }
 

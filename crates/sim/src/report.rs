@@ -7,6 +7,7 @@ use std::time::Duration;
 use quadrant_types::{Ending, LaneId, Objective, Request, Time};
 
 use crate::TenantReport;
+use crate::generating::Tokens;
 
 /// The result of a run in which everything held.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,6 +56,10 @@ pub struct ModelReport {
     pub endings: BTreeMap<&'static str, u64>,
     /// From arrival to ending of the completed requests, ascending.
     latencies: Vec<Duration>,
+    /// From arrival to the first token of those that generated, ascending,
+    first_tokens: Vec<Duration>,
+    /// and the mean time of each further one.
+    further_tokens: Vec<Duration>,
     /// Steps run.
     pub steps: u64,
     /// Rows of all steps together.
@@ -74,6 +79,12 @@ impl ModelReport {
     /// The latency that this share of the completed requests stayed within; zero if there was none.
     pub fn latency(&self, share: f64) -> Duration {
         share_of(&self.latencies, share)
+    }
+
+    /// The time to the first token that this share of the completed requests stayed within, and the time of
+    /// each further one; zero if there was none.
+    pub fn token_times(&self, share: f64) -> (Duration, Duration) {
+        (share_of(&self.first_tokens, share), share_of(&self.further_tokens, share))
     }
 
     /// Rows of a step on average; zero if there was none.
@@ -97,12 +108,22 @@ impl ModelReport {
         self.with_objective += u64::from(request.objective != Objective::BestEffort);
     }
 
-    pub(crate) fn end(&mut self, request: &Request, ending: &Ending, now: Time) {
+    pub(crate) fn end(&mut self, request: &Request, ending: &Ending, (now, tokens): (Time, Option<Tokens>)) {
         let name = match ending {
             Ending::Completed => {
                 self.latencies.push(now.since(request.arrived));
+                let further = tokens.map_or(Duration::ZERO, |tokens| {
+                    tokens.last.since(tokens.first) / tokens.count.saturating_sub(1).max(1)
+                });
+                if let Some(tokens) = tokens {
+                    self.first_tokens.push(tokens.first.since(request.arrived));
+                    self.further_tokens.extend((tokens.count > 1).then_some(further));
+                }
                 let in_time = match request.objective {
-                    Objective::BestEffort | Objective::Tokens { .. } => false,
+                    Objective::BestEffort => false,
+                    Objective::Tokens { first_by, each, .. } => {
+                        tokens.is_some_and(|tokens| tokens.first <= first_by) && further <= each
+                    }
                     Objective::EndBy(time) | Objective::Target { by: time, .. } => now <= time,
                 };
                 self.in_time += u64::from(in_time);
@@ -121,6 +142,8 @@ impl ModelReport {
 
     pub(crate) fn finish(&mut self) {
         self.latencies.sort_unstable();
+        self.first_tokens.sort_unstable();
+        self.further_tokens.sort_unstable();
     }
 }
 

@@ -57,6 +57,8 @@ pub struct Truth {
     pub step_cost: Duration,
     /// and what each row adds. Shape `n` takes `1 + n / 2` times as long.
     pub row_cost: Duration,
+    /// What a thousand keys that tokens attend to add, on one core.
+    pub thousand_keys: Duration,
     /// How many times faster a step is on two cores; on `n` cores this to the power of `log2 n`.
     pub wide_gain: f64,
     /// The standard deviation of the logarithm of a step's time.
@@ -81,8 +83,19 @@ impl Truth {
     pub fn exact(step_cost: Duration, row_cost: Duration) -> Self {
         let (sensitivity, pressure, crowding) = (0.0, 0.0, 0.0);
         let (spread, beside) = (Vec::new(), Vec::new());
-        let (wide_gain, noise) = (1.6, 0.0);
-        Self { step_cost, row_cost, wide_gain, noise, spread, sensitivity, pressure, beside, crowding }
+        let (wide_gain, noise, thousand_keys) = (1.6, 0.0, Duration::ZERO);
+        Self {
+            step_cost,
+            row_cost,
+            thousand_keys,
+            wide_gain,
+            noise,
+            spread,
+            sensitivity,
+            pressure,
+            beside,
+            crowding,
+        }
     }
 
     /// The factor on a step's time that this draw, from 0 to 1, stands for among the observed ones.
@@ -101,6 +114,11 @@ impl Truth {
         } else {
             self.beside.get(neighbour).map_or(0.0, |factor| factor - 1.0)
         }
+    }
+
+    /// What attending to so many keys adds to a step.
+    pub fn keys_time(&self, keys: u64, width: usize) -> Duration {
+        self.thousand_keys.mul_f64(keys as f64 / 1e3 / width.max(1) as f64)
     }
 
     /// The time of an undisturbed step, without noise.
@@ -140,6 +158,20 @@ pub struct Traffic {
     pub poisoned: f64,
     /// The share of requests that make every step with them run fifty times as long.
     pub stalling: f64,
+    /// What is generated, of a model that does; its requests have this instead of rows and shapes.
+    pub generation: Option<GenerationPlan>,
+}
+
+/// What requests ask a model to generate.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GenerationPlan {
+    /// Tokens of a prompt and of its answer, at least one each, from request to request and then over again;
+    /// never empty.
+    pub lengths: Vec<(u32, u32)>,
+    /// How long each token after the first may take. [`Traffic::objective`] is the first's.
+    pub each: Duration,
+    /// Tokens at the beginning of all these prompts that are the same.
+    pub shared_prefix: u32,
 }
 
 impl Traffic {
@@ -159,6 +191,7 @@ impl Traffic {
             leaves_after: Range::only(Duration::ZERO),
             poisoned: 0.0,
             stalling: 0.0,
+            generation: None,
         }
     }
 }

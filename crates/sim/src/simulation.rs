@@ -6,12 +6,13 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use quadrant_policy::{Action, Event, Loaded, Policy, Residency};
+use quadrant_policy::{Action, Event, Loaded, Policy, Residency, StepOutcome};
 use quadrant_types::{Ending, Error, ErrorCode, ModelId, RequestId, TenantId, Time};
 
 use crate::agenda::Agenda;
 use crate::checker::Checker;
 use crate::device::Device;
+use crate::generating::Generations;
 use crate::report::Span;
 use crate::tenants::Tally;
 use crate::workload::{self, Sent};
@@ -124,6 +125,7 @@ struct Simulation<'a, S> {
     now: Time,
     actions: Vec<Action>,
     models: Vec<ModelReport>,
+    generations: Generations,
     tenants: Tally,
     spans: Vec<Span>,
     events: u64,
@@ -169,6 +171,7 @@ impl<'a, S: Scheduler> Simulation<'a, S> {
             now: Time::ZERO,
             actions: Vec::new(),
             models: vec![ModelReport::default(); scenario.models.len()],
+            generations: Generations::default(),
             tenants: Tally::new(!scenario.tenants.is_empty()),
             spans: Vec::new(),
             events: 0,
@@ -232,11 +235,16 @@ impl<'a, S: Scheduler> Simulation<'a, S> {
             } else if planned == first {
                 return self.agenda.take();
             } else {
-                let request = self.sent[self.arrived].request;
+                let sent = self.sent[self.arrived];
+                let request = sent.request;
                 self.arrived += 1;
                 self.models[request.model.0 as usize].arrive(&request);
                 self.tenants.arrive(&request);
-                return Some(Event::Arrived(request));
+                let sequences = self.scenario.models[request.model.0 as usize].terms.sequences;
+                return Some(match sequences.filter(|_| sent.new_tokens > 0) {
+                    Some(terms) => Event::Sequence(request, sent.page_hashes(terms.page_tokens)),
+                    None => Event::Arrived(request),
+                });
             }
         }
     }
@@ -244,7 +252,13 @@ impl<'a, S: Scheduler> Simulation<'a, S> {
     /// Ends the step that is due; its report may come later.
     fn end_step(&mut self) -> Option<Event> {
         let ended = self.device.end(self.now)?;
-        let report = ended.report;
+        let mut report = ended.report;
+        if report.outcome == StepOutcome::Completed {
+            let over = self.generations.ended(report.step, self.now, &self.sent);
+            report.outcome = over.map_or(StepOutcome::Completed, StepOutcome::Iterated);
+        } else {
+            self.generations.failed(report.step);
+        }
         self.tenants.used(report.step, report.core_time);
         if self.spans.len() < SPANS_MAX {
             let (lane, began, ended_at) = (ended.lane.id, report.began, report.ended);
@@ -266,6 +280,7 @@ impl<'a, S: Scheduler> Simulation<'a, S> {
                     let model = step.model.0 as usize;
                     self.device.begin(self.now, step, &self.scenario.models[model], &self.sent)?;
                     self.tenants.begin(step, &self.sent);
+                    self.generations.begin(step);
                     self.models[model].steps += 1;
                     self.models[model].rows += u64::from(step.rows);
                 }
@@ -303,7 +318,8 @@ impl<'a, S: Scheduler> Simulation<'a, S> {
     fn note_ending(&mut self, id: RequestId, ending: &Ending) {
         let sent = usize::try_from(id.0).ok().and_then(|index| self.sent.get(index));
         if let Some(Sent { request, .. }) = sent {
-            self.models[request.model.0 as usize].end(request, ending, self.now);
+            let tokens = self.generations.take(id);
+            self.models[request.model.0 as usize].end(request, ending, (self.now, tokens));
             self.tenants.end(request, ending, self.now);
         }
     }

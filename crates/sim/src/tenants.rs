@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use quadrant_policy::{Step, TenantTerms};
-use quadrant_types::{Ending, Request, StepId, Time};
+use quadrant_types::{Ending, Request, RequestId, StepId, Time};
 
 use crate::report::share_of;
 use crate::workload::Sent;
@@ -85,12 +85,13 @@ impl Tally {
         if !self.is_wanted {
             return;
         }
-        let members = step.requests.iter().filter_map(|id| sent.get(usize::try_from(id.0).ok()?));
-        let part = |sent: &Sent| {
-            let share = f64::from(sent.request.work.rows()) / f64::from(step.rows.max(1));
-            (sent.request.tenant.0, share)
+        let part = |(index, id): (usize, &RequestId)| {
+            let sent = sent.get(usize::try_from(id.0).ok()?)?;
+            let rows = step.slices.get(index).map_or(sent.request.work.rows(), |slice| slice.tokens);
+            Some((sent.request.tenant.0, f64::from(rows) / f64::from(step.rows.max(1))))
         };
-        self.steps.insert(step.id, members.map(part).collect());
+        let parts = step.requests.iter().enumerate().filter_map(part).collect();
+        self.steps.insert(step.id, parts);
     }
 
     pub(crate) fn used(&mut self, step: StepId, core_time: Duration) {

@@ -3,11 +3,14 @@
 //! Drawn in full before the run begins: what clients do does not depend on what the server does, which
 //! is what makes the load open-loop. Ids are given in the order in which the scheduler hears of them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use quadrant_types::{ModelId, Objective, Priority, Request, RequestId, ShapeId, TenantId, Time, Work};
+use quadrant_types::{
+    ModelId, Objective, PageHash, Priority, Request, RequestId, ShapeId, TenantId, Time, Work,
+};
 
-use crate::{Arrivals, Scenario, Traffic};
+use crate::{Arrivals, GenerationPlan, Scenario, Traffic};
 
 /// A request, and what only the simulator knows of it.
 #[derive(Clone, Copy, Debug)]
@@ -21,6 +24,24 @@ pub(crate) struct Sent {
     pub(crate) poisoned: bool,
     /// Every step with it stalls.
     pub(crate) stalling: bool,
+    /// Tokens of its answer, if it generates,
+    pub(crate) new_tokens: u32,
+    /// and with whom it has how many tokens in common at the beginning of its prompt.
+    pub(crate) prefix: (u64, u32),
+}
+
+impl Sent {
+    /// What tells the whole pages of its prompt from others.
+    pub(crate) fn page_hashes(&self, page_tokens: u32) -> Arc<[PageHash]> {
+        let (group, shared) = self.prefix;
+        let hash = |page: u32| {
+            let is_shared = (page + 1) * page_tokens <= shared;
+            let whose =
+                if is_shared { u128::from(group) << 1 } else { u128::from(self.request.id.0) << 1 | 1 };
+            PageHash(whose << 32 | u128::from(page))
+        };
+        (0..self.request.work.rows() / page_tokens.max(1)).map(hash).collect()
+    }
 }
 
 /// Every request of the scenario; the index is its id.
@@ -29,7 +50,14 @@ pub(crate) fn draw(scenario: &Scenario, random: &mut fastrand::Rng) -> Vec<Sent>
     for (model, plan) in (0..).map(ModelId).zip(&scenario.models) {
         for traffic in &plan.traffic {
             let times = arrival_times(&traffic.arrivals, random);
-            all.extend(times.into_iter().map(|arrived| send(model, traffic, arrived, random)));
+            let group = all.len() as u64;
+            for (index, arrived) in times.into_iter().enumerate() {
+                let sent = send(model, traffic, arrived, random);
+                all.push(match &traffic.generation {
+                    None => sent,
+                    Some(generation) => generating(sent, generation, (group, index)),
+                });
+            }
         }
     }
     // Sorted by index, because what is sorted is large.
@@ -70,6 +98,25 @@ fn send(model: ModelId, traffic: &Traffic, arrived: Time, random: &mut fastrand:
         leaves: leaves.then(|| submitted + leaves_after),
         poisoned: random.f64() < traffic.poisoned,
         stalling: random.f64() < traffic.stalling,
+        new_tokens: 0,
+        prefix: (0, 0),
+    }
+}
+
+/// The same for tokens instead of rows: the request of this index among those of its group.
+fn generating(sent: Sent, plan: &GenerationPlan, (group, index): (u64, usize)) -> Sent {
+    let (prompt, new_max) = plan.lengths[index % plan.lengths.len()];
+    let request = sent.request;
+    let objective = match request.objective {
+        Objective::Target { by, until } => Objective::Tokens { first_by: by, each: plan.each, until },
+        other @ (Objective::BestEffort | Objective::EndBy(_) | Objective::Tokens { .. }) => other,
+    };
+    let work = Work::Generate { prompt, new_max, bytes_in: request.work.bytes_in() };
+    Sent {
+        request: Request { objective, work, ..request },
+        new_tokens: new_max,
+        prefix: (group, plan.shared_prefix),
+        ..sent
     }
 }
 

@@ -3,11 +3,13 @@
 //! Everything here is a function from a description and a seed to ascending times, so that a load can be
 //! simulated and sent to a real server, and both are the same load.
 
+mod chats;
 mod functions;
 mod process;
 
 use std::time::Duration;
 
+pub use chats::{Chat, ChatTrace};
 pub use functions::{FunctionTrace, Replay};
 pub use process::{Process, arrivals};
 

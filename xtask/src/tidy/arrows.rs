@@ -23,7 +23,7 @@ const ARROWS: [(&str, &[&str]); 16] = [
     ("node", &["types", "policy", "engine", "sys", "proto"]),
     ("server", &["types", "node", "proto"]),
     ("sim", &["types", "policy"]),
-    ("bench", &["types", "proto"]),
+    ("bench", &["types", "proto", "traffic"]),
     ("baseline", &["types", "policy", "engine", "kernels", "llm", "sys", "sim", "proto"]),
     (
         "cli",

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Answer, Cell};
+use super::{Answer, Cell, TokenCell};
 
 /// One line for each policy and load, then the models of each.
 pub(super) fn of(cells: &[Cell]) -> String {
@@ -34,6 +34,20 @@ pub(super) fn of(cells: &[Cell]) -> String {
                 model.p50_ms,
                 model.p99_ms,
                 model.rows_per_step
+            ));
+        }
+    }
+    if cells.iter().flat_map(|cell| &cell.models).any(|model| model.tokens.is_some()) {
+        add(format!(
+            "\n{:<10}{:>6} {:<20}{:>14}{:>10}{:>14}{:>10}",
+            "policy", "load", "model", "first p50 ms", "p99 ms", "each p50 ms", "p99 ms"
+        ));
+    }
+    for (cell, model) in cells.iter().flat_map(|cell| cell.models.iter().map(move |model| (cell, model))) {
+        if let Some(TokenCell { first_p50_ms, first_p99_ms, each_p50_ms, each_p99_ms }) = &model.tokens {
+            add(format!(
+                "{:<10}{:>6.2} {:<20}{first_p50_ms:>14.1}{first_p99_ms:>10.1}{each_p50_ms:>14.2}{each_p99_ms:>10.2}",
+                cell.policy, cell.load, model.name
             ));
         }
     }

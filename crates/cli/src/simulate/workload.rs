@@ -11,6 +11,7 @@ use quadrant_traffic::{FunctionTrace, Process, Replay, arrivals};
 use quadrant_types::Priority;
 use serde::Deserialize;
 
+use super::generation::{self, WrittenGeneration};
 use super::tenants::{self, WrittenTenant};
 
 /// Models like those of the demo, on two cores.
@@ -106,6 +107,7 @@ struct WrittenModel {
     delay_ms: f64,
     #[serde(default)]
     tenants: BTreeMap<String, f64>,
+    generation: Option<WrittenGeneration>,
 }
 
 fn sixty() -> f64 {
@@ -286,6 +288,7 @@ fn served(written: &WrittenModel, names: &[&str]) -> Result<Served> {
         spread: written.spread.clone(),
         beside: beside(written, names),
         crowding: written.crowding,
+        thousand_keys: ms(written.generation.as_ref().map_or(0.0, |generation| generation.thousand_keys_ms)),
     };
     Ok(Served {
         name: written.name.clone(),
@@ -298,6 +301,7 @@ fn served(written: &WrittenModel, names: &[&str]) -> Result<Served> {
         delay_max: ms(written.delay_ms),
         overhead: ms(written.overhead_ms),
         tenants: Vec::new(),
+        generation: written.generation.as_ref().map(generation::generates).transpose()?,
     })
 }
 

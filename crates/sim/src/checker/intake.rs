@@ -45,14 +45,15 @@ impl Checker {
                 }
             }
             Event::Unloaded(model) => self.memory.unloaded(*model),
-            Event::Arrived(request) => self.knock(*request),
+            Event::Arrived(request) => self.knock(*request, request.arrived),
+            Event::Sequence(request, _) => self.knock(*request, now),
             Event::Left(id) if self.live.contains_key(id) => {
                 self.owed.insert(*id);
             }
             Event::Ended(report) => {
                 let Some(step) = self.steps.remove(&report.step) else { return EndedStep::default() };
                 let was_stalled = self.stalled.remove(&report.step);
-                self.step_ended(&step.requests, &report.outcome);
+                self.step_ended(now, &step.requests, &report.outcome);
                 self.charge(&step.parts, report);
                 return EndedStep {
                     requests: step.requests,
@@ -62,9 +63,10 @@ impl Checker {
             }
             Event::Drain => self.draining = true,
             Event::Tenant(tenant, terms) => self.set_book(now, *tenant, *terms),
-            // The simulator has no sequences yet; `policy/tests/generation.rs` plays them.
-            Event::Sequence(..) | Event::ReaderStalled(_) | Event::ReaderReady(_) => {}
-            Event::Left(_)
+            // Readers keep up here; `policy/tests/generation.rs` has some that do not.
+            Event::ReaderStalled(_)
+            | Event::ReaderReady(_)
+            | Event::Left(_)
             | Event::Tick
             | Event::Resident(_)
             | Event::Hosted(..)
@@ -81,20 +83,44 @@ impl Checker {
         self.owed.extend(waiting.map(|(id, _)| *id));
     }
 
-    fn knock(&mut self, request: Request) {
+    /// A request comes, whose wait counts from then.
+    fn knock(&mut self, request: Request, from: Time) {
         let request = Request { priority: self.priority(&request), ..request };
-        let latest = request.arrived + self.limits.wait_max;
-        let expires = match request.objective {
-            Objective::BestEffort => latest,
-            Objective::EndBy(time)
-            | Objective::Target { until: time, .. }
-            | Objective::Tokens { until: time, .. } => time.min(latest),
-        };
+        let expires = self.expires(&request, from);
         let known = Known { request, expires, place: Place::AtTheDoor, alone: false, counted: false };
         self.live.insert(request.id, known);
     }
 
-    fn step_ended(&mut self, requests: &[RequestId], outcome: &StepOutcome) {
+    fn expires(&self, request: &Request, from: Time) -> Time {
+        let latest = from + self.limits.wait_max;
+        match request.objective {
+            Objective::BestEffort => latest,
+            Objective::EndBy(time)
+            | Objective::Target { until: time, .. }
+            | Objective::Tokens { until: time, .. } => time.min(latest),
+        }
+    }
+
+    /// Those of an iteration that are not over wait for their next tokens.
+    fn iterated(&mut self, now: Time, requests: &[RequestId], over: &[RequestId]) {
+        for id in requests {
+            let Some(known) = self.live.get(id) else { continue };
+            if over.contains(id) || !self.models.contains_key(&known.request.model) {
+                self.owed.insert(*id);
+                continue;
+            }
+            // Its time may have run out before the step was reported.
+            let is_over = known.expires <= now;
+            let expires = if is_over { known.expires } else { self.expires(&known.request, now) };
+            let known = Known { place: Place::Waits, alone: false, expires, ..known.clone() };
+            self.live.insert(*id, known);
+        }
+    }
+
+    fn step_ended(&mut self, now: Time, requests: &[RequestId], outcome: &StepOutcome) {
+        if let StepOutcome::Iterated(over) = outcome {
+            return self.iterated(now, requests, over);
+        }
         let retried = requests.len() > 1 && *outcome != StepOutcome::Completed;
         for id in requests {
             let Some(known) = self.live.get_mut(id) else { continue };

@@ -4,7 +4,7 @@
 //! Of device time only what steps really took is known here, not what the scheduler predicted; so what is
 //! asked is that nobody is let in who was given more than his share since it was set.
 
-use quadrant_policy::{StepReport, TenantTerms};
+use quadrant_policy::{Step, StepReport, TenantTerms};
 use quadrant_types::{CoreSet, Error, ErrorCode, Priority, Reason, Request, TenantId, Time};
 
 use super::{Broken, Checker, Known, Place, hold_or};
@@ -80,11 +80,11 @@ impl Checker {
     }
 
     /// What a step will be charged to, once it has ended.
-    pub(super) fn parts(members: &[Known], rows: u32) -> Vec<Part> {
-        let counted = members.iter().filter(|known| known.counted);
-        let part = |known: &Known| Part {
-            tenant: known.request.tenant,
-            share: f64::from(known.work().0) / f64::from(rows.max(1)),
+    pub(super) fn parts(members: &[Known], step: &Step) -> Vec<Part> {
+        let counted = members.iter().enumerate().filter(|(_, known)| known.counted);
+        let part = |(index, known): (usize, &Known)| {
+            let rows = step.slices.get(index).map_or(known.work().0, |slice| slice.tokens);
+            Part { tenant: known.request.tenant, share: f64::from(rows) / f64::from(step.rows.max(1)) }
         };
         counted.map(part).collect()
     }

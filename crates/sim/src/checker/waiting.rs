@@ -64,6 +64,12 @@ impl Checker {
             if load_has_it && self.discipline == Discipline::Quadrant {
                 continue;
             }
+            // Its model has a step, and one at a time.
+            let model = known.request.model;
+            let is_sequence = terms.sequences.is_some();
+            if is_sequence && self.steps.values().any(|step| step.model == model) {
+                continue;
+            }
             let makes_room = is_cramped && self.memory.may_yield(known.request.model);
             if self.memory.is_absent(known.request.model) || makes_room {
                 continue;
@@ -71,6 +77,7 @@ impl Checker {
             let overtaken = self.began_now.iter().filter_map(|id| self.live.get(id)).any(|other| {
                 self.discipline != Discipline::Clockwork
                     && !known.alone
+                    && !is_sequence
                     && other.request.id > known.request.id
                     && are_alike(known, other)
             });

@@ -144,6 +144,24 @@ fn an_untouched_scheduler_breaks_nothing() {
 }
 
 #[test]
+fn wrong_iterations_are_found() {
+    let table: [Case<ActionsFn>; 3] = [
+        ("a step says what it computes of each sequence", |actions, _| {
+            change_runs(actions, |step| drop(step.slices.pop()));
+        }),
+        ("of every sequence something is computed", |actions, _| {
+            change_runs(actions, |step| step.slices.iter_mut().for_each(|slice| slice.tokens = 0));
+        }),
+        ("a step's rows are the sum of its requests' rows", |actions, _| {
+            change_runs(actions, |step| step.slices.iter_mut().for_each(|slice| slice.tokens += 1));
+        }),
+    ];
+    for (invariant, actions) in table {
+        check(invariant, Tampering { actions, ..HONEST });
+    }
+}
+
+#[test]
 fn wrong_endings_are_found() {
     let table: [Case<ActionsFn>; 8] = [
         ("what is over is said to be over at once", |actions, _| actions.retain(|action| !is_end(action))),
