@@ -115,7 +115,7 @@ async fn try_each(plan: &Plan, requests: &[Prepared], clock: Clock) -> Result<()
 }
 
 /// Whether a refusal speaks of the load that the server is under, which is no mistake of the caller's.
-fn is_of_load(reason: &str) -> bool {
+pub(crate) fn is_of_load(reason: &str) -> bool {
     let status = reason.split(' ').next().unwrap_or_default();
     ["429", "504", "ResourceExhausted", "DeadlineExceeded"].contains(&status)
 }

@@ -59,7 +59,9 @@ pub(crate) fn open(
     let kind = source.engine_kind(engines).map_err(reason)?;
     source.engine = Some(kind);
     if kind == EngineKind::Language && settings.isolation == Some(Isolation::Process) {
-        return Err("a language model cannot run in a process of its own; leave `isolation` out for it".into());
+        return Err(
+            "a language model cannot run in a process of its own; leave `isolation` out for it".into()
+        );
     }
     let (model, hosted) = match hosts.load(&source, &settings).map_err(reason)? {
         Some((model, hosted)) => (model, Some(hosted)),
