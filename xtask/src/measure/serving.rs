@@ -20,7 +20,7 @@ use crate::schedule::mix::Mix;
 /// What llama.cpp's server is tried with: requests at a time, and tokens in one pass through the model.
 pub(super) const LLAMA_SETTINGS: [(u32, u32); 4] = [(4, 512), (8, 512), (16, 512), (8, 128)];
 /// The context of one request of it.
-const LLAMA_CONTEXT: u32 = 1_024;
+const LLAMA_CONTEXT: u32 = 2_048;
 /// How long a server may take to start.
 const START_MAX: Duration = Duration::from_secs(60);
 /// The name under which the demo's language model is served.
