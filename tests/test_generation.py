@@ -238,7 +238,7 @@ def test_a_process_of_its_own_is_refused_when_it_is_loaded(assets):
     files = {"smollm2.gguf": assets / "models/smollm2.gguf"}
     with Server(files, '[models.smollm2]\nisolation = "process"\n') as server:
         line = server.index()["smollm2"]
-        assert line["state"] == "UNAVAILABLE" and "leave `isolation` out" in line["reason"]
+        assert line["state"] == "UNAVAILABLE" and 'set `isolation = "none"`' in line["reason"]
 
 
 def decoupled(server, requests):

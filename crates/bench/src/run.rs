@@ -18,7 +18,7 @@ use crate::schedule::Schedule;
 use crate::{BenchError, Plan, Protocol};
 
 /// Steal above this share makes a run void.
-const STEAL_PERCENT_MAX: f64 = 2.0;
+pub(crate) const STEAL_PERCENT_MAX: f64 = 2.0;
 /// A 99th percentile of the send lag above this makes a run void.
 const LAG_MS_MAX: f64 = 1.0;
 /// How long answers may still come in after the last request was sent.

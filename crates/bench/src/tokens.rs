@@ -48,8 +48,8 @@ pub struct TokenPlan {
 /// When requests are sent.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TokenArrivals {
-    /// Each at its time after the beginning, whatever became of those before it.
-    Open(Vec<(Duration, Lengths)>),
+    /// Each at its time after the beginning, whatever became of those before it; and how long they are sent.
+    Open(Vec<(Duration, Lengths)>, Duration),
     /// So many at a time, each sending its next one when it has its last answer, until so many were sent or
     /// so long was counted.
     Closed(usize, Lengths, crate::Length),

@@ -87,8 +87,9 @@ pub(crate) struct BenchTokensArgs {
 #[expect(clippy::print_stdout, reason = "the answer of the command")]
 pub(crate) fn run_bench(args: &BenchTokensArgs) -> Result<()> {
     let told = std::cell::Cell::new(0);
-    let report = run_tokens(plan(args)?, |ended, failed| {
-        if !args.quiet && ended >= told.get() + TOLD_EVERY {
+    let quiet = args.quiet;
+    let report = run_tokens(plan(args)?, move |ended, failed| {
+        if !quiet && ended >= told.get() + TOLD_EVERY {
             told.set(ended);
             progress(ended, failed);
         }
@@ -135,10 +136,13 @@ fn plan(args: &BenchTokensArgs) -> Result<TokenPlan> {
             let until = warmup + duration;
             let times = poisson_times(rate, args.seed).take(count);
             let times = times.take_while(|at| args.requests.is_some() || *at < until);
-            TokenArrivals::Open(times.map(|at| (at, lengths)).collect())
+            let requests: Vec<_> = times.map(|at| (at, lengths)).collect();
+            let last = requests.last().map_or(until, |(at, _)| *at);
+            TokenArrivals::Open(requests, if args.requests.is_some() { last } else { until })
         }
         (.., Some(trace)) => {
-            TokenArrivals::Open(read_token_trace(trace, args.speed, args.shorter, warmup + duration)?)
+            let until = warmup + duration;
+            TokenArrivals::Open(read_token_trace(trace, args.speed, args.shorter, until)?, until)
         }
         (None, None, None) => bail!("say when to send: `--concurrency`, `--poisson` or `--trace`"),
     };

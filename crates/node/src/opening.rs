@@ -60,7 +60,7 @@ pub(crate) fn open(
     source.engine = Some(kind);
     if kind == EngineKind::Language && settings.isolation == Some(Isolation::Process) {
         return Err(
-            "a language model cannot run in a process of its own; leave `isolation` out for it".into()
+            "a language model cannot run in a process of its own: set `isolation = \"none\"` for it".into()
         );
     }
     let (model, hosted) = match hosts.load(&source, &settings).map_err(reason)? {

@@ -137,8 +137,9 @@ pub struct GenerationRecord {
     pub first_at: Option<Time>,
     /// The longest time between two of its tokens.
     pub gap: Option<(Time, Time)>,
-    /// Tokens that are computed when its present step ends.
+    /// Tokens that are computed, and that will be when its present step has ended.
     done: u32,
+    pending: u32,
 }
 
 impl GenerationRecord {
@@ -152,11 +153,12 @@ impl GenerationRecord {
             self.known = from;
         }
         self.preempted += u32::from(from < self.done);
-        self.done = from + tokens;
+        self.pending = from + tokens;
     }
 
-    /// A step of it took so long.
+    /// A step of it went well, and took so long.
     pub(crate) fn ran(&mut self, took: Duration) {
+        self.done = self.pending;
         self.steps += 1;
         self.in_steps += took;
     }
@@ -416,7 +418,11 @@ mod tests {
         assert_eq!((generation.first_at, generation.gap), (Some(at(30)), Some((at(30), at(55)))));
         assert_eq!((generation.in_steps, generation.preempted), (Duration::from_millis(15), 0));
         let mut again = generation;
-        again.begins(0, 41);
+        // Its step fails and is repeated, and then it has to begin anew.
+        again.begins(41, 1);
+        again.begins(41, 1);
+        assert_eq!(again.preempted, 0);
+        again.begins(0, 42);
         assert_eq!((again.preempted, again.known), (1, 32));
     }
 

@@ -75,7 +75,7 @@ impl Policy {
         let (Some(terms), Some(pages)) = (queue.terms.sequences, &queue.pages) else {
             return queue.batch_from(head, now, setting);
         };
-        let put_together = |alone: Option<RequestId>| {
+        let put_together = |(alone, is_open): (Option<RequestId>, bool)| {
             let mut iteration = Iteration {
                 queue,
                 terms,
@@ -91,15 +91,17 @@ impl Policy {
                 victims: Requests::new(),
             };
             let unfinished = self.add_tokens(&mut iteration, alone);
-            self.add_prompts(&mut iteration, head, alone, unfinished);
+            self.add_prompts(&mut iteration, head, (alone, is_open), unfinished);
             iteration
         };
         let alone = queue.waiting[&head].alone.then_some(head.id);
-        let mut iteration = put_together(alone);
+        let mut iteration = put_together((alone, true));
         if iteration.requests.is_empty() {
-            // Others have the pages that it waits for: those who run together, or one who runs alone.
-            let begun = queue.begun.values().find(|key| queue.waiting[key].alone).map(|key| key.id);
-            let others = alone.is_some().then_some(None).into_iter().chain(begun.map(Some));
+            // Others have the pages that it waits for: those who run together, of whom no new one begins
+            // before it, or some who run alone.
+            let together = alone.is_some().then_some((None, false));
+            let begun = queue.begun.values().filter(|key| queue.waiting[key].alone);
+            let others = together.into_iter().chain(begun.map(|key| (Some(key.id), false)));
             let mut others = others.map(put_together).filter(|iteration| !iteration.requests.is_empty());
             iteration = others.next().unwrap_or(iteration);
         }
@@ -171,13 +173,13 @@ impl Policy {
         self.sequences[&id].pages.iter().filter(|page| is_own(**page)).count()
     }
 
-    /// Adds what there is time for of prompts: of those that have begun, and of those that wait and for whose
-    /// whole there are pages.
+    /// Adds what there is time for of prompts: of those that have begun, and, if it is open to them, of those
+    /// that wait and for whose whole there are pages.
     fn add_prompts(
         &self,
         iteration: &mut Iteration<'_>,
         head: OrderKey,
-        alone: Option<RequestId>,
+        (alone, is_open): (Option<RequestId>, bool),
         unfinished: Vec<OrderKey>,
     ) {
         let queue = iteration.queue;
@@ -190,7 +192,7 @@ impl Policy {
         prompts.dedup();
         let allowed = iteration.allowed();
         // While some make room nobody new begins.
-        let (mut is_open, mut has_prompt) = (iteration.victims.is_empty(), false);
+        let (mut is_open, mut has_prompt) = (is_open && iteration.victims.is_empty(), false);
         for key in prompts {
             if iteration.tokens >= queue.terms.rows_max {
                 break;

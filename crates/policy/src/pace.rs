@@ -41,7 +41,9 @@ impl Policy {
         let Pace { count, least, share } =
             self.tokens_pace(now, (request.model, queue), Some((each, request.work.rows())));
         let taken: f64 = others().map(|(_, queue)| queue.account.takes(now)).sum();
-        if share + of_others + taken <= PACE_MAX || count == 1 && share <= 1.0 {
+        // Nothing else would have the time that a single sequence needs for itself.
+        let is_only_one = count == 1 && share <= 1.0 && of_others + taken <= 1.0 - PACE_MAX;
+        if share + of_others + taken <= PACE_MAX || is_only_one {
             return Ok(share + of_others);
         }
         let text = format!(
@@ -63,9 +65,9 @@ impl Policy {
             return none;
         }
         let of_model = |(id, sequence): (&RequestId, &Sequence)| {
-            let request =
-                self.live.get(id).map(|live| live.request).filter(|request| request.model == model)?;
-            let Objective::Tokens { each, .. } = request.objective else { return None };
+            // Nobody waits for those of best effort, whatever they asked for.
+            let live = self.live.get(id).filter(|live| live.request.model == model && !live.plan.key.easy)?;
+            let Objective::Tokens { each, .. } = live.request.objective else { return None };
             Some((each, sequence.length))
         };
         let all = self.sequences.iter().filter_map(of_model).chain(more);

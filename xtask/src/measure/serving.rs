@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use quadrant_bench::TokenReport;
 
 use super::llama::Llama;
 use super::server::Server;
@@ -18,7 +19,7 @@ use crate::run::{say, target, within};
 use crate::schedule::mix::Mix;
 
 /// What llama.cpp's server is tried with: requests at a time, and tokens in one pass through the model.
-pub(super) const LLAMA_SETTINGS: [(u32, u32); 4] = [(4, 512), (8, 512), (16, 512), (8, 128)];
+pub(super) const LLAMA_SETTINGS: [(u32, u32); 5] = [(4, 512), (8, 512), (8, 128), (8, 64), (16, 128)];
 /// The context of one request of it.
 const LLAMA_CONTEXT: u32 = 2_048;
 /// How long a server may take to start.
@@ -55,7 +56,8 @@ fn spawn_llama(llama: &Llama, models: &Path, (slots, pass): (u32, u32)) -> Resul
     command.arg("-m").arg(models.join(format!("{MODEL}.gguf"))).args(["--alias", MODEL]);
     let port = http.rsplit(':').next().unwrap_or_default();
     command.args(["--host", "127.0.0.1", "--port", port, "-t", "2", "-tb", "2"]);
-    command.args(["-np", &slots.to_string(), "-c", &context, "-ub", &pass.to_string(), "-cram", "0"]);
+    let pass = pass.to_string();
+    command.args(["-np", &slots.to_string(), "-c", &context, "-b", &pass, "-ub", &pass, "-cram", "0"]);
     let child = command.spawn().context("cannot start `llama-server`")?;
     Ok(Server::of_group(child, http))
 }
@@ -124,7 +126,7 @@ pub(super) fn beside(args: &MeasureArgs) -> Result<()> {
         let load = ["--model", MODEL, "--concurrency", SATURATION, "--duration", &seconds, "--warmup", "2"];
         let report = bench_tokens(&server.http, &load)?;
         ensure!(report.failed == 0, "requests failed: {:?}", report.failures);
-        Ok(report)
+        Ok::<TokenReport, anyhow::Error>(report)
     };
     let (turns, voids) = repeat(args.repetitions, || {
         let (quiet_alone, busy_alone) = (quiet()?, busy()?);
@@ -139,7 +141,8 @@ pub(super) fn beside(args: &MeasureArgs) -> Result<()> {
             p99: [quiet_beside.total.latency_ms.p99, quiet_alone.total.latency_ms.p99],
             tokens: [busy_beside.tokens_per_second, busy_alone.tokens_per_second],
         };
-        Ok(quiet_alone.void.or(quiet_beside.void).map_or(Ok(turn), Err))
+        let voids = [quiet_alone.void, quiet_beside.void, busy_alone.void, busy_beside.void];
+        Ok(voids.into_iter().flatten().next().map_or(Ok(turn), Err))
     })?;
     let column = |of: fn(&Turn) -> f64| turns.iter().map(of).collect::<Vec<f64>>();
     say(&format!(

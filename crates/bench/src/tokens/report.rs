@@ -11,6 +11,10 @@ use super::stream::Answer;
 use super::{TokenArrivals, TokenPlan};
 use crate::record::{add, histogram};
 use crate::report::LatencyMs;
+use crate::run::STEAL_PERCENT_MAX;
+
+/// A 99th percentile of the send lag above this makes a run void: tokens are counted in tens of milliseconds.
+const LAG_MS_MAX: f64 = 50.0;
 
 /// How a run of completions went.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -57,12 +61,18 @@ pub struct TokenReport {
     pub send_lag_ms: LatencyMs,
     /// Processor time of this machine that went to others, in percent.
     pub steal_percent: f64,
+    /// Why the run should be repeated, if it should: steal above 2 % or p99 send lag above 50 ms.
+    pub void: Option<String>,
     /// Of the prompts.
     pub seed: u64,
 }
 
+/// Who is told how many requests ended, and how many of them failed.
+pub(super) type Progress = Box<dyn Fn(usize, usize)>;
+
 /// What has ended so far.
 pub(super) struct Counted {
+    progress: Progress,
     from: Duration,
     /// When the last request is sent, if that is known.
     until: Option<Duration>,
@@ -90,19 +100,22 @@ struct InTime {
 }
 
 impl Counted {
-    pub(super) fn new(plan: &TokenPlan) -> Self {
+    pub(super) fn new(plan: &TokenPlan, progress: Progress) -> Self {
         let until = match &plan.arrivals {
-            TokenArrivals::Open(requests) => requests.last().map(|(at, _)| *at),
+            TokenArrivals::Open(_, length) => Some(*length),
             TokenArrivals::Closed(_, _, crate::Length::For(time)) => Some(plan.warmup + *time),
             TokenArrivals::Closed(_, _, crate::Length::Requests(_)) => None,
         };
         let misses_max = match (&plan.arrivals, plan.attainment_min) {
-            (TokenArrivals::Open(requests), Some(least)) => {
-                Some((requests.len() as f64 * (1.0 - least)).floor() as u64)
+            (TokenArrivals::Open(requests, _), Some(least)) => {
+                let counted = requests.iter().filter(|(at, _)| *at >= plan.warmup).count() as f64;
+                // Not one too few for a product that is off in its last digit.
+                Some((counted - (least * counted - 1e-6).ceil()).max(0.0) as u64)
             }
-            (TokenArrivals::Open(_) | TokenArrivals::Closed(..), _) => None,
+            (TokenArrivals::Open(..) | TokenArrivals::Closed(..), _) => None,
         };
         Self {
+            progress,
             from: plan.warmup,
             misses_max,
             until,
@@ -126,7 +139,12 @@ impl Counted {
         (index, at, lag): (usize, Duration, Duration),
         answer: Result<Answer, String>,
     ) {
+        self.count((index, at, lag), answer);
         self.ended += 1;
+        (self.progress)(self.ended, self.failures.values().sum::<u64>() as usize);
+    }
+
+    fn count(&mut self, (index, at, lag): (usize, Duration, Duration), answer: Result<Answer, String>) {
         if let Ok(answer) = &answer
             && answer.last >= self.from
             && self.until.is_none_or(|until| answer.last <= until)
@@ -168,23 +186,26 @@ impl Counted {
         self.misses_max.is_some_and(|most| missed > most)
     }
 
-    pub(super) fn tell(&self, progress: impl Fn(usize, usize)) {
-        progress(self.ended, self.failures.values().sum::<u64>() as usize);
-    }
-
     pub(super) fn report(&self, plan: &TokenPlan, now: Duration, steal_percent: f64) -> TokenReport {
         let failed: u64 = self.failures.values().sum();
         let all = (self.first.len() + failed).max(1) as f64;
         let seconds = |until: Duration| until.saturating_sub(self.from).as_secs_f64().max(1e-9);
         let rate = |tokens: u64| tokens as f64 / seconds(self.until.unwrap_or(now));
         let (offered_per_second, concurrency) = match &plan.arrivals {
-            TokenArrivals::Open(requests) => {
-                let span = requests.last().map_or(0.0, |(at, _)| at.as_secs_f64());
-                (Some(requests.len() as f64 / span.max(1e-3)), None)
+            TokenArrivals::Open(requests, length) => {
+                (Some(requests.len() as f64 / length.as_secs_f64().max(1e-3)), None)
             }
             TokenArrivals::Closed(at_a_time, ..) => (None, Some(*at_a_time)),
         };
         let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
+        let send_lag_ms = LatencyMs::of(&self.lag);
+        let void = if steal_percent > STEAL_PERCENT_MAX {
+            Some(format!("`{steal_percent:.1}` % of the machine's time went to others"))
+        } else if send_lag_ms.p99 > LAG_MS_MAX {
+            Some(format!("the generator sent late: p99 `{:.2}` ms", send_lag_ms.p99))
+        } else {
+            None
+        };
         TokenReport {
             model: plan.model.clone(),
             offered_per_second,
@@ -205,8 +226,9 @@ impl Counted {
             prompt_tokens_per_second: rate(self.prompt_tokens),
             first_tokens_ms: self.answers.values().map(|(first, _)| *first).collect(),
             texts: fnv(self.answers.values().map(|(_, text)| text.as_str())),
-            send_lag_ms: LatencyMs::of(&self.lag),
+            send_lag_ms,
             steal_percent,
+            void,
             seed: plan.seed,
         }
     }
@@ -259,6 +281,10 @@ impl fmt::Display for TokenReport {
         for (reason, count) in &self.failures {
             writeln!(text, "failed with {reason}: {count}")?;
         }
-        writeln!(text, "steal: {:.2} %", self.steal_percent)
+        writeln!(text, "steal: {:.2} %", self.steal_percent)?;
+        if let Some(reason) = &self.void {
+            writeln!(text, "VOID, repeat: {reason}")?;
+        }
+        Ok(())
     }
 }

@@ -10,7 +10,7 @@ use http_body_util::Full;
 use serde_json::json;
 use tokio::task::{JoinSet, LocalSet};
 
-use super::report::{Counted, TokenReport};
+use super::report::{Counted, Progress, TokenReport};
 use super::stream::complete;
 use super::{Lengths, TokenArrivals, TokenPlan};
 use crate::clock::Clock;
@@ -23,25 +23,28 @@ const TOKENS: std::ops::Range<u32> = 1_000..20_000;
 /// The first request is this long.
 const FIRST: Lengths = Lengths { prompt: 4, new: 2 };
 
-/// Runs the plan to its end on this thread. `progress` is told of every request that ended: how many did, and
-/// how many failed.
+/// Runs the plan to its end on this thread. `progress` is told when requests end: how many did, and how many
+/// failed.
 ///
 /// # Errors
 /// If the plan makes no sense, or the server does not answer a first, short request.
-pub fn run_tokens(plan: TokenPlan, progress: impl Fn(usize, usize)) -> Result<TokenReport, BenchError> {
+pub fn run_tokens(
+    plan: TokenPlan,
+    progress: impl Fn(usize, usize) + 'static,
+) -> Result<TokenReport, BenchError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|source| BenchError::File { path: "runtime".to_owned(), source })?;
-    LocalSet::new().block_on(&runtime, run_on(Rc::new(plan), &progress))
+    LocalSet::new().block_on(&runtime, run_on(Rc::new(plan), Box::new(progress)))
 }
 
-async fn run_on(plan: Rc<TokenPlan>, progress: &impl Fn(usize, usize)) -> Result<TokenReport, BenchError> {
+async fn run_on(plan: Rc<TokenPlan>, progress: Progress) -> Result<TokenReport, BenchError> {
     try_first(&plan).await?;
     let clock = Clock::new();
-    let counted = Rc::new(RefCell::new(Counted::new(&plan)));
+    let counted = Rc::new(RefCell::new(Counted::new(&plan, progress)));
     let machine = MachineTime::read();
     let mut running = JoinSet::new();
     match &plan.arrivals {
-        TokenArrivals::Open(requests) => {
+        TokenArrivals::Open(requests, _) => {
             for (index, (at, lengths)) in requests.iter().enumerate() {
                 let wait = at.saturating_sub(clock.now());
                 tokio::time::sleep(wait).await;
@@ -51,7 +54,6 @@ async fn run_on(plan: Rc<TokenPlan>, progress: &impl Fn(usize, usize)) -> Result
                     clock,
                     (index, *at, *lengths),
                 ));
-                counted.borrow().tell(progress);
                 if counted.borrow().is_lost() {
                     break;
                 }
@@ -79,8 +81,12 @@ async fn run_on(plan: Rc<TokenPlan>, progress: &impl Fn(usize, usize)) -> Result
             }
         }
     }
-    while running.join_next().await.is_some() {
-        counted.borrow().tell(progress);
+    while let Some(ended) = running.join_next().await {
+        if let Err(error) = ended
+            && error.is_panic()
+        {
+            std::panic::resume_unwind(error.into_panic());
+        }
         if counted.borrow().is_lost() {
             running.abort_all();
         }
@@ -153,7 +159,7 @@ mod tests {
         let plan = TokenPlan {
             address: "x:1".to_owned(),
             model: "m".to_owned(),
-            arrivals: TokenArrivals::Open(Vec::new()),
+            arrivals: TokenArrivals::Open(Vec::new(), Duration::ZERO),
             shared_prefix: 3,
             uncached: false,
             warmup: Duration::ZERO,

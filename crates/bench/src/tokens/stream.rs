@@ -18,9 +18,10 @@ const SHOWN_BYTES: usize = 200;
 /// A whole answer.
 #[derive(Debug, Default)]
 pub(super) struct Answer {
-    /// When its first text and its last came.
+    /// When its first text and its last came; if there was none, when it was said to be over.
     pub(super) first: Duration,
     pub(super) last: Duration,
+    has_begun: bool,
     /// Its tokens, and its prompt's, as the server counted them.
     pub(super) tokens: u64,
     pub(super) prompt_tokens: u64,
@@ -39,6 +40,7 @@ struct Event {
 struct Choice {
     #[serde(default)]
     text: String,
+    finish_reason: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -77,7 +79,7 @@ pub(super) async fn complete(
     if !is_over {
         return Err("the stream was cut".to_owned());
     }
-    if answer.text.is_empty() || answer.tokens == 0 {
+    if !answer.has_begun || answer.tokens == 0 {
         return Err("an answer without tokens".to_owned());
     }
     Ok(answer)
@@ -110,11 +112,15 @@ fn events(unread: &mut Vec<u8>, answer: &mut Answer, now: Duration) -> Result<bo
         if let Some(error) = event.error {
             return Err(format!("error within the stream: {error}"));
         }
-        for text in event.choices.into_iter().map(|choice| choice.text).filter(|text| !text.is_empty()) {
-            if answer.text.is_empty() {
-                answer.first = now;
+        for Choice { text, finish_reason } in event.choices {
+            // Of some tokens there is nothing to be read.
+            let is_there = !text.is_empty() || (finish_reason.is_some() && !answer.has_begun);
+            if is_there && !answer.has_begun {
+                (answer.first, answer.has_begun) = (now, true);
             }
-            answer.last = now;
+            if is_there {
+                answer.last = now;
+            }
             answer.text += &text;
         }
         if let Some(Usage { completion_tokens, prompt_tokens }) = event.usage {
@@ -144,6 +150,14 @@ mod tests {
             assert_eq!((answer.text.as_str(), answer.tokens, answer.prompt_tokens), ("ab", 2, 7));
             assert!(size == 1_000 || answer.first < answer.last);
         }
+    }
+
+    #[test]
+    fn an_answer_may_have_nothing_to_be_read() {
+        let mut unread = b"data: {\"choices\":[{\"text\":\"\",\"finish_reason\":\"length\"}]}\n".to_vec();
+        let mut answer = Answer::default();
+        assert!(!events(&mut unread, &mut answer, Duration::from_secs(3)).unwrap());
+        assert!(answer.has_begun && answer.first == Duration::from_secs(3) && answer.last == answer.first);
     }
 
     #[test]

@@ -23,6 +23,7 @@ use crate::asked::Asked;
 use crate::events::{self, Port};
 use crate::generation::{self, Prepared};
 use crate::grpc::frame::{Ranges, framed};
+use crate::grpc::infer::check_raw;
 use crate::terms::Terms;
 use crate::{Shared, errors};
 
@@ -62,6 +63,7 @@ pub(crate) fn prepare(
     (terms, pace): (Terms, Pace),
     arrived: Time,
 ) -> Result<Generating, Error> {
+    check_raw(request)?;
     let mut fields = Map::new();
     let mut timeout = pace.timeout;
     for (name, parameter) in &request.parameters {
@@ -96,6 +98,9 @@ pub(crate) fn prepare(
             }
         }
     }
+    // They may be said like everything else, too.
+    let is_said = |name: &str| fields.get(name).and_then(Value::as_bool).unwrap_or(false);
+    (in_parts, echoes) = (in_parts || is_said("stream"), echoes || is_said("echo"));
     let asked = Asked::triton(fields, in_parts)?;
     let bytes_in = prost::Message::encoded_len(request);
     let pace = Pace { timeout, ..pace };

@@ -9,10 +9,10 @@ use bytes::Bytes;
 use futures_util::stream::{self, SelectAll};
 use futures_util::{Stream, StreamExt as _};
 use http::{HeaderMap, Response};
-use quadrant_node::Pace;
+use quadrant_node::{ModelEntry, Pace};
 use quadrant_proto::inference::infer_parameter::ParameterChoice;
 use quadrant_proto::inference::{InferParameter, ModelInferRequest};
-use quadrant_types::{Error, ErrorCode, Shape, Time};
+use quadrant_types::{Error, ErrorCode, Lease, Shape, Time};
 
 use crate::access::Caller;
 use crate::budgeted::exhausted;
@@ -30,7 +30,8 @@ use crate::terms::Terms;
 use crate::wire::{DIMS_MAX, WireInput, WireOutput, WireRequest, datatype};
 use crate::{Shared, errors, infer, timing};
 
-/// Requests of one stream that are in work at once; their answers keep the order.
+/// Requests of one stream that are in work at once, whose answers keep the order; and as many again whose
+/// answers are coming in parts.
 const STREAM_REQUESTS_MAX: usize = 16;
 
 /// One request, one answer.
@@ -144,9 +145,10 @@ fn merged(
                     Some(Err(error)) => return Some((Err(error), None)),
                     None => is_over = true,
                 },
-                Some(ranges) = many.next(), if !many.is_empty() => {
-                    return Some((Ok(ranges), Some((answers, many, is_over))));
-                }
+                // Those that are over stay in the set until it is asked once more.
+                next = many.next(), if !many.is_empty() => if let Some(part) = next {
+                    return Some((Ok(part), Some((answers, many, is_over))));
+                },
                 else => return None,
             }
         }
@@ -207,45 +209,74 @@ async fn prepared(
     let work = move || {
         let request: ModelInferRequest = decoded(message)?;
         let allowed = caller.may_use(&there, &request.model_name);
-        let prepared = allowed.and_then(|()| prepare(&there, &request, arrived, (terms, pace)));
-        drop(lease);
-        Ok((prepared, request.model_name))
+        let found =
+            allowed.and_then(|()| inspect::find(&there.handle, &request.model_name, &request.model_version));
+        let entry = match found {
+            Ok(entry) => entry,
+            Err(error) => return Ok((Err(error), request.model_name)),
+        };
+        let model = request.model_name.clone();
+        Ok(match pace.filter(|_| entry.language.is_some()) {
+            Some(pace) => (Ok(Decoded::Generates(entry, Box::new(request), pace, lease)), model),
+            None => (prepare(&there, &entry, &request, (arrived, terms)).map(Decoded::Once), model),
+        })
     };
-    let (prepared, model) = shared.heavy.run(is_heavy, work).await.map_err(unnamed)?;
+    let (decoded, model) = shared.heavy.run(is_heavy, work).await.map_err(unnamed)?;
+    let prepared = match decoded {
+        Ok(Decoded::Once(prepared)) => Ok(Prepared::Once(prepared)),
+        Ok(Decoded::Generates(entry, request, pace, lease)) => {
+            let there = Arc::clone(shared);
+            // Tokenizers and grammars may take a while.
+            let work = move || {
+                let prepared = generate::prepare(&there, &entry, &request, (terms, pace), arrived);
+                drop(lease);
+                prepared.map(Prepared::Many).inspect_err(|error| entry.record_failure(error))
+            };
+            shared.heavy.run(true, work).await
+        }
+        Err(error) => Err(error),
+    };
     match prepared {
         Ok(prepared) => Ok((prepared, model)),
         Err(error) => Err((model, error)),
     }
 }
 
-fn prepare(
-    shared: &Arc<Shared>,
-    request: &ModelInferRequest,
-    arrived: Time,
-    (terms, pace): (Terms, Option<Pace>),
-) -> Result<Prepared, Error> {
-    let entry = inspect::find(&shared.handle, &request.model_name, &request.model_version)?;
-    let prepared = match pace.filter(|_| entry.language.is_some()) {
-        Some(pace) => generate::prepare(shared, &entry, request, (terms, pace), arrived).map(Prepared::Many),
-        None => to_wire(shared, request)
-            .and_then(|wire| infer::prepare(&entry, wire, arrived, terms))
-            .map(Prepared::Once),
-    };
-    if let Err(error) = &prepared {
-        entry.record_failure(error);
-    }
-    prepared
+/// A request that was read.
+enum Decoded {
+    Once(infer::Prepared),
+    /// What it takes is leased until its text is read, too.
+    Generates(Arc<ModelEntry>, Box<ModelInferRequest>, Pace, Lease),
 }
 
-fn to_wire<'a>(shared: &Shared, request: &'a ModelInferRequest) -> Result<WireRequest<'a>, Error> {
-    let model = &request.model_name;
-    let raw = &request.raw_input_contents;
+fn prepare(
+    shared: &Shared,
+    entry: &Arc<ModelEntry>,
+    request: &ModelInferRequest,
+    (arrived, terms): (Time, Terms),
+) -> Result<infer::Prepared, Error> {
+    let prepared = to_wire(shared, request).and_then(|wire| infer::prepare(entry, wire, arrived, terms));
+    prepared.inspect_err(|error| entry.record_failure(error))
+}
+
+/// Raw contents are there for all inputs or for none.
+///
+/// # Errors
+/// They are for some.
+pub(crate) fn check_raw(request: &ModelInferRequest) -> Result<(), Error> {
+    let (model, raw) = (&request.model_name, &request.raw_input_contents);
     if !raw.is_empty() && raw.len() != request.inputs.len() {
         let (got, wanted) = (raw.len(), request.inputs.len());
         return Err(Error::invalid(format!(
             "expected {wanted} raw input contents but got {got} for model '{model}'"
         )));
     }
+    Ok(())
+}
+
+fn to_wire<'a>(shared: &Shared, request: &'a ModelInferRequest) -> Result<WireRequest<'a>, Error> {
+    let (model, raw) = (&request.model_name, &request.raw_input_contents);
+    check_raw(request)?;
     let mut wire = WireRequest { id: Cow::Borrowed(&request.id), is_binary: true, ..WireRequest::default() };
     for (name, parameter) in &request.parameters {
         match &**name {
@@ -318,4 +349,32 @@ fn no_shared_memory(region: &InferParameter) -> Error {
         _ => "",
     };
     Error::invalid(format!("Unable to find shared memory region: '{name}'"))
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream::iter;
+
+    use super::*;
+
+    fn message(text: &'static str) -> Ranges {
+        [Bytes::from_static(text.as_bytes())].into()
+    }
+
+    #[tokio::test]
+    async fn many_answers_that_end_together_do_not_end_the_stream() {
+        let parts = || Box::pin(iter([message("part"), message("part")])) as Answers;
+        let many = (0..2 * STREAM_REQUESTS_MAX).map(move |_| Ok(Answer::Many(parts())));
+        let all = merged(iter(many.chain([Ok(Answer::One(message("one")))])));
+        let all: Vec<Ranges> = all.map(Result::unwrap).collect().await;
+        assert_eq!(all.len(), 4 * STREAM_REQUESTS_MAX + 1);
+        assert_eq!(all.iter().filter(|answer| **answer == message("one")).count(), 1);
+    }
+
+    #[tokio::test]
+    async fn an_error_of_the_stream_is_its_last_message() {
+        let answers = [Ok(Answer::One(message("one"))), Err(Error::invalid("broken"))];
+        let all: Vec<_> = merged(iter(answers)).collect().await;
+        assert!(matches!(&all[..], [Ok(_), Err(_)]));
+    }
 }
