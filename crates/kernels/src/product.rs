@@ -124,12 +124,18 @@ impl<F: Quantised> TileProduct for QuantisedTile<F> {
                 let scales = F::scales(isa, group, block);
                 let minima = F::minima(isa, group, block);
                 let pieces: &[Piece; N] = some.rows.pieces(index * F::BLOCKS + block, some.first);
-                for (sum, piece) in sums.iter_mut().zip(pieces) {
-                    let mut dots = F::start(isa, piece.offset);
-                    for (bytes, values) in bytes.iter().zip(&piece.values) {
-                        dots = isa.dot(dots, *bytes, *values);
+                // Row by row within each step: a dot product waits for the one before it.
+                let mut dots = [F::start(isa, 0); N];
+                for (dots, piece) in dots.iter_mut().zip(pieces) {
+                    *dots = F::start(isa, piece.offset);
+                }
+                for (four, bytes) in bytes.iter().enumerate() {
+                    for (dots, piece) in dots.iter_mut().zip(pieces) {
+                        *dots = isa.dot(*dots, *bytes, piece.values[four]);
                     }
-                    let scaled = isa.mul(isa.to_floats(dots), scales);
+                }
+                for ((sum, dots), piece) in sums.iter_mut().zip(&dots).zip(pieces) {
+                    let scaled = isa.mul(isa.to_floats(*dots), scales);
                     *sum = isa.mul_add(scaled, isa.splat(piece.scale), *sum);
                     if F::HAS_MINIMUM {
                         *sum = isa.mul_add(minima, isa.splat(piece.sum), *sum);
