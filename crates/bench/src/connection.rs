@@ -38,29 +38,42 @@ pub(crate) enum Outcome {
     Failed(String),
 }
 
+/// What is said of a server that cannot be reached.
+pub(crate) fn unreachable(error: impl std::fmt::Display) -> String {
+    format!("cannot be reached: {error}; is it running?")
+}
+
+/// Opens a connection for HTTP, and says when it was last written to by this clock.
+///
+/// # Errors
+/// Why the server cannot be reached.
+pub(crate) async fn open_http(
+    address: &str,
+    clock: Clock,
+) -> Result<(SendRequest<Full<Bytes>>, LastWrite), String> {
+    let stream = TcpStream::connect(address).await.map_err(unreachable)?;
+    stream.set_nodelay(true).map_err(unreachable)?;
+    let (stream, written) = Stamped::new(stream, clock);
+    let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(unreachable)?;
+    tokio::spawn(async move {
+        // A broken connection shows as the failure of the request on it.
+        connection.await.unwrap_or_default();
+    });
+    Ok((sender, written))
+}
+
 impl Connection {
     pub(crate) async fn open(plan: &Plan, clock: Clock) -> Result<Self, BenchError> {
-        let fail = |error: &dyn std::fmt::Display| BenchError::Server {
-            address: plan.address.clone(),
-            said: format!("cannot be reached: {error}; is it running?"),
-        };
+        let fail = |said: String| BenchError::Server { address: plan.address.clone(), said };
         match plan.protocol {
             Protocol::Http => {
-                let stream = TcpStream::connect(&plan.address).await.map_err(|error| fail(&error))?;
-                stream.set_nodelay(true).map_err(|error| fail(&error))?;
-                let (stream, written) = Stamped::new(stream, clock);
-                let (sender, connection) =
-                    handshake(TokioIo::new(stream)).await.map_err(|error| fail(&error))?;
-                tokio::spawn(async move {
-                    // A broken connection shows as the failure of the request on it.
-                    connection.await.unwrap_or_default();
-                });
+                let (sender, written) = open_http(&plan.address, clock).await.map_err(fail)?;
                 Ok(Self::Http(sender, written))
             }
             Protocol::Grpc => {
                 let endpoint = Endpoint::from_shared(format!("http://{}", plan.address));
-                let endpoint = endpoint.map_err(|error| fail(&error))?.tcp_nodelay(true);
-                let channel = endpoint.connect().await.map_err(|error| fail(&error))?;
+                let endpoint = endpoint.map_err(|error| fail(unreachable(error)))?.tcp_nodelay(true);
+                let channel = endpoint.connect().await.map_err(|error| fail(unreachable(error)))?;
                 let client = GrpcInferenceServiceClient::new(channel);
                 Ok(Self::Grpc(client.max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX)))
             }

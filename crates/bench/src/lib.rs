@@ -26,11 +26,9 @@ pub use payload::{Fill, TensorSpec};
 pub use plan::{Arrivals, Encoding, Length, ModelLoad, Plan, Protocol};
 pub use report::{LatencyMs, ModelReport, Report, Snapshot};
 pub use run::run;
-pub use schedule::{Trace, read_trace};
+pub use schedule::{PoissonTimes, Trace, read_trace};
 pub use spec::parse_model;
-pub use tokens::{
-    Lengths, TokenArrivals, TokenPlan, TokenReport, poisson_times, read_token_trace, run_tokens,
-};
+pub use tokens::{Lengths, TokenArrivals, TokenPlan, TokenReport, read_token_trace, run_tokens};
 
 /// Why a run could not be made.
 #[derive(Debug, thiserror::Error)]

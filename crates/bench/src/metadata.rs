@@ -2,13 +2,12 @@
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::client::conn::http1::handshake;
-use hyper_util::rt::TokioIo;
 use quadrant_proto::inference as proto;
 use quadrant_proto::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
-use tokio::net::TcpStream;
 use tonic::transport::Endpoint;
 
+use crate::clock::Clock;
+use crate::connection::{open_http, unreachable};
 use crate::payload::{Fill, TensorSpec};
 use crate::{BenchError, Plan, Protocol};
 
@@ -47,23 +46,16 @@ fn concrete(dims: &[i64]) -> Vec<usize> {
 
 async fn over_http(plan: &Plan, model: &str) -> Result<Inputs, String> {
     let address = &plan.address;
-    let unreachable = |error: &dyn std::fmt::Display| format!("cannot be reached: {error}; is it running?");
-    let stream = TcpStream::connect(address).await.map_err(|error| unreachable(&error))?;
-    let (mut sender, connection) =
-        handshake(TokioIo::new(stream)).await.map_err(|error| unreachable(&error))?;
-    tokio::spawn(async move {
-        // A broken connection shows as the failure of the request on it.
-        connection.await.unwrap_or_default();
-    });
+    let (mut sender, _) = open_http(address, Clock::new()).await?;
     let request = http::Request::get(format!("/v2/models/{model}")).header("host", address);
     let request = match &plan.api_key {
         Some(key) => request.header("authorization", format!("Bearer {key}")),
         None => request,
     };
     let request = request.body(Full::<Bytes>::default()).map_err(|error| error.to_string())?;
-    let response = sender.send_request(request).await.map_err(|error| unreachable(&error))?;
+    let response = sender.send_request(request).await.map_err(unreachable)?;
     let status = response.status();
-    let body = response.into_body().collect().await.map_err(|error| unreachable(&error))?.to_bytes();
+    let body = response.into_body().collect().await.map_err(unreachable)?.to_bytes();
     if !status.is_success() {
         return Err(format!("does not serve `{model}`: {}", String::from_utf8_lossy(&body)));
     }
@@ -80,7 +72,7 @@ async fn over_http(plan: &Plan, model: &str) -> Result<Inputs, String> {
 async fn over_grpc(address: &str, model: &str) -> Result<Inputs, String> {
     let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| error.to_string())?;
     let channel = endpoint.connect().await;
-    let channel = channel.map_err(|error| format!("cannot be reached: {error}; is it running?"))?;
+    let channel = channel.map_err(unreachable)?;
     let mut client = GrpcInferenceServiceClient::new(channel);
     let request = proto::ModelMetadataRequest { name: model.to_owned(), version: String::new() };
     let answer = client.model_metadata(request).await;

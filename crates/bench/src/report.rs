@@ -109,6 +109,18 @@ impl LatencyMs {
     }
 }
 
+/// Steal above this share makes a run void.
+const STEAL_PERCENT_MAX: f64 = 2.0;
+
+/// Why a run should be repeated, if it should; `lag_max` bounds the 99th percentile of the send lag, in
+/// milliseconds.
+pub(crate) fn void(steal_percent: f64, send_lag: LatencyMs, lag_max: f64) -> Option<String> {
+    if steal_percent > STEAL_PERCENT_MAX {
+        return Some(format!("`{steal_percent:.1}` % of the machine's time went to others"));
+    }
+    (send_lag.p99 > lag_max).then(|| format!("the generator sent late: p99 `{:.2}` ms", send_lag.p99))
+}
+
 impl fmt::Display for Report {
     /// A table.
     fn fmt(&self, text: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -13,12 +13,10 @@ use crate::metadata;
 use crate::payload::Prepared;
 use crate::plan::{Arrivals, Length};
 use crate::record::Record;
-use crate::report::{LatencyMs, Report, Snapshot};
+use crate::report::{LatencyMs, Report, Snapshot, void};
 use crate::schedule::Schedule;
 use crate::{BenchError, Plan, Protocol};
 
-/// Steal above this share makes a run void.
-pub(crate) const STEAL_PERCENT_MAX: f64 = 2.0;
 /// A 99th percentile of the send lag above this makes a run void.
 const LAG_MS_MAX: f64 = 1.0;
 /// How long answers may still come in after the last request was sent.
@@ -272,13 +270,7 @@ fn report(shared: &Shared, counted: Duration, steal_percent: f64) -> Report {
         }
     };
     let send_lag_ms = LatencyMs::of(&record.lag);
-    let void = if steal_percent > STEAL_PERCENT_MAX {
-        Some(format!("`{steal_percent:.1}` % of the machine's time went to others"))
-    } else if offered_per_second.is_some() && send_lag_ms.p99 > LAG_MS_MAX {
-        Some(format!("the generator sent late: p99 `{:.2}` ms", send_lag_ms.p99))
-    } else {
-        None
-    };
+    let lag_max = if offered_per_second.is_some() { LAG_MS_MAX } else { f64::INFINITY };
     let model =
         |(load, record): (&crate::ModelLoad, &crate::record::ModelRecord)| record.report(&load.name, seconds);
     Report {
@@ -291,7 +283,7 @@ fn report(shared: &Shared, counted: Duration, steal_percent: f64) -> Report {
         send_lag_ms,
         withheld: record.models.iter().map(|model| model.withheld()).sum(),
         steal_percent,
-        void,
+        void: void(steal_percent, send_lag_ms, lag_max),
         seed: plan.seed,
     }
 }

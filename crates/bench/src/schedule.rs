@@ -9,14 +9,13 @@ use crate::{BenchError, Plan};
 #[derive(Debug)]
 pub(crate) struct Schedule {
     kind: Kind,
-    random: fastrand::Rng,
     next_s: f64,
 }
 
 #[derive(Debug)]
 enum Kind {
     Constant { interval_s: f64 },
-    Poisson { rate: f64 },
+    Poisson(PoissonTimes),
     Trace { times_s: Vec<f64>, models: Vec<usize>, index: usize, lap_s: f64 },
 }
 
@@ -26,7 +25,7 @@ impl Schedule {
         let kind = match &plan.arrivals {
             Arrivals::Closed { .. } => return None,
             Arrivals::Constant { rate } => Kind::Constant { interval_s: 1.0 / rate },
-            Arrivals::Poisson { rate } => Kind::Poisson { rate: *rate },
+            Arrivals::Poisson { rate } => Kind::Poisson(PoissonTimes::new(*rate, plan.seed)),
             Arrivals::Trace { times_ms, models, speed } => {
                 let times_s: Vec<f64> = times_ms.iter().map(|time| time / 1e3 / speed).collect();
                 // A lap ends one mean interval after its last arrival.
@@ -35,7 +34,32 @@ impl Schedule {
                 Kind::Trace { times_s, models: models.clone(), index: 0, lap_s }
             }
         };
-        Some(Self { kind, random: fastrand::Rng::with_seed(plan.seed), next_s: 0.0 })
+        Some(Self { kind, next_s: 0.0 })
+    }
+}
+
+/// Poisson-distributed times of so many a second, without end.
+#[derive(Debug)]
+pub struct PoissonTimes {
+    rate: f64,
+    random: fastrand::Rng,
+    at_s: f64,
+}
+
+impl PoissonTimes {
+    /// Those of a seed; `rate` is above 0.
+    pub fn new(rate: f64, seed: u64) -> Self {
+        Self { rate, random: fastrand::Rng::with_seed(seed), at_s: 0.0 }
+    }
+}
+
+impl Iterator for PoissonTimes {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        // The inverse of the exponential distribution; `1 - x` is never 0.
+        self.at_s += -(1.0 - self.random.f64()).ln() / self.rate;
+        Some(Duration::from_secs_f64(self.at_s))
     }
 }
 
@@ -51,11 +75,7 @@ impl Iterator for Schedule {
                 self.next_s += *interval_s;
                 at
             }
-            Kind::Poisson { rate } => {
-                // The inverse of the exponential distribution; `1 - x` is never 0.
-                self.next_s += -(1.0 - self.random.f64()).ln() / *rate;
-                self.next_s
-            }
+            Kind::Poisson(times) => return times.next().map(|at| (at, None)),
             Kind::Trace { times_s, models, index, lap_s } => {
                 let at = self.next_s + times_s[*index];
                 model = models.get(*index).copied();
@@ -144,6 +164,14 @@ mod tests {
         let variance = gaps.iter().map(|gap| (gap - mean).powi(2)).sum::<f64>() / gaps.len() as f64;
         assert!((mean - 0.01).abs() < 0.0005, "{mean}");
         assert!((variance.sqrt() / mean - 1.0).abs() < 0.05, "{variance}");
+    }
+
+    #[test]
+    fn poisson_times_have_their_rate() {
+        let times: Vec<Duration> = PoissonTimes::new(100.0, 1).take(10_000).collect();
+        assert!(times.is_sorted());
+        assert!((times[9_999].as_secs_f64() - 100.0).abs() < 5.0, "{:?}", times[9_999]);
+        assert_ne!(times[0], PoissonTimes::new(100.0, 2).next().unwrap());
     }
 
     #[test]

@@ -81,27 +81,3 @@ pub fn read_token_trace(
     let requests = trace.scaled(speed, shorter).take_while(|chat| chat.at <= within);
     Ok(requests.map(|Chat { at, prompt, new }| (at, Lengths { prompt, new })).collect())
 }
-
-/// Poisson-distributed times of so many requests per second, without end.
-pub fn poisson_times(rate: f64, seed: u64) -> impl Iterator<Item = Duration> {
-    let mut random = fastrand::Rng::with_seed(seed);
-    let mut at_s = 0.0;
-    std::iter::from_fn(move || {
-        // The inverse of the exponential distribution; `1 - x` is never 0.
-        at_s -= (1.0 - random.f64()).ln() / rate;
-        Some(Duration::from_secs_f64(at_s))
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn poisson_times_have_their_rate() {
-        let times: Vec<Duration> = poisson_times(100.0, 1).take(10_000).collect();
-        assert!(times.is_sorted());
-        assert!((times[9_999].as_secs_f64() - 100.0).abs() < 5.0, "{:?}", times[9_999]);
-        assert_ne!(times[0], poisson_times(100.0, 2).next().unwrap());
-    }
-}

@@ -1,6 +1,7 @@
 //! `quadrant bench`: load, and what became of it.
 
-use std::path::PathBuf;
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -8,6 +9,7 @@ use clap::{Args, ValueEnum};
 use quadrant_bench::{
     Arrivals, Encoding, Length, ModelLoad, Plan, Protocol, Snapshot, Trace, parse_model, read_trace, run,
 };
+use serde::Serialize;
 
 /// Send load and report latency percentiles.
 #[derive(Args, Debug)]
@@ -90,7 +92,6 @@ enum ProtocolArg {
 ///
 /// # Errors
 /// If the plan makes no sense or the server does not answer a first request.
-#[expect(clippy::print_stdout, reason = "the answer of the command")]
 pub(crate) fn run_bench(args: &BenchArgs) -> Result<()> {
     if !args.cores.is_empty() {
         let cores = crate::checked::device_cores(&args.cores)?;
@@ -101,16 +102,28 @@ pub(crate) fn run_bench(args: &BenchArgs) -> Result<()> {
             progress(snapshot);
         }
     })?;
-    match &args.json {
-        Some(path) if path.as_os_str() == "-" => println!("{}", serde_json::to_string_pretty(&report)?),
+    show(&report, args.json.as_deref())
+}
+
+/// Shows a report as a table; as JSON too, or instead if that goes to standard output.
+#[expect(clippy::print_stdout, reason = "the answer of the command")]
+pub(crate) fn show(report: &(impl Serialize + Display), json: Option<&Path>) -> Result<()> {
+    match json {
+        Some(path) if path.as_os_str() == "-" => println!("{}", serde_json::to_string_pretty(report)?),
         Some(path) => {
-            let text = serde_json::to_string_pretty(&report)?;
+            let text = serde_json::to_string_pretty(report)?;
             std::fs::write(path, text).with_context(|| format!("cannot write `{}`", path.display()))?;
             print!("{report}");
         }
         None => print!("{report}"),
     }
     Ok(())
+}
+
+/// Seconds of an option of this name.
+pub(crate) fn seconds(name: &str, value: f64) -> Result<Duration> {
+    ensure!(value.is_finite() && (0.0..=86_400.0).contains(&value), "`--{name}` must not be `{value}`");
+    Ok(Duration::from_secs_f64(value))
 }
 
 /// A key as it is given on the command line, where others can read it, or from a file.
@@ -134,10 +147,6 @@ fn plan(args: &BenchArgs) -> Result<Plan> {
         (None, None, None, None) => {
             bail!("say when to send: `--concurrency`, `--poisson`, `--constant` or `--trace`")
         }
-    };
-    let seconds = |name: &str, value: f64| {
-        ensure!(value.is_finite() && (0.0..=86_400.0).contains(&value), "`--{name}` must not be `{value}`");
-        Ok(Duration::from_secs_f64(value))
     };
     let length = match args.requests {
         Some(count) => Length::Requests(count),

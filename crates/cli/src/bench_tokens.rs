@@ -3,13 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::Args;
-use quadrant_bench::{
-    Length, Lengths, TokenArrivals, TokenPlan, poisson_times, read_token_trace, run_tokens,
-};
+use quadrant_bench::{Length, Lengths, PoissonTimes, TokenArrivals, TokenPlan, read_token_trace, run_tokens};
 
-use crate::bench::api_key;
+use crate::bench::{api_key, seconds, show};
 
 /// Send completions to a language model and report when their tokens came.
 #[derive(Args, Debug)]
@@ -84,7 +82,6 @@ pub(crate) struct BenchTokensArgs {
 ///
 /// # Errors
 /// If the plan makes no sense or the server does not answer a first request.
-#[expect(clippy::print_stdout, reason = "the answer of the command")]
 pub(crate) fn run_bench(args: &BenchTokensArgs) -> Result<()> {
     let told = std::cell::Cell::new(0);
     let quiet = args.quiet;
@@ -94,16 +91,7 @@ pub(crate) fn run_bench(args: &BenchTokensArgs) -> Result<()> {
             progress(ended, failed);
         }
     })?;
-    match &args.json {
-        Some(path) if path.as_os_str() == "-" => println!("{}", serde_json::to_string_pretty(&report)?),
-        Some(path) => {
-            let text = serde_json::to_string_pretty(&report)?;
-            std::fs::write(path, text).with_context(|| format!("cannot write `{}`", path.display()))?;
-            print!("{report}");
-        }
-        None => print!("{report}"),
-    }
-    Ok(())
+    show(&report, args.json.as_deref())
 }
 
 /// Answers between two lines of progress.
@@ -115,10 +103,6 @@ fn progress(ended: usize, failed: usize) {
 }
 
 fn plan(args: &BenchTokensArgs) -> Result<TokenPlan> {
-    let seconds = |name: &str, value: f64| {
-        ensure!(value.is_finite() && (0.0..=86_400.0).contains(&value), "`--{name}` must not be `{value}`");
-        Ok(Duration::from_secs_f64(value))
-    };
     let (duration, warmup) = (seconds("duration", args.duration)?, seconds("warmup", args.warmup)?);
     ensure!(args.speed.is_finite() && args.speed > 0.0, "`--speed` must be above 0");
     ensure!(args.prompt > 0 && args.new > 0, "`--prompt` and `--new` must be at least 1");
@@ -134,7 +118,7 @@ fn plan(args: &BenchTokensArgs) -> Result<TokenPlan> {
             let count =
                 args.requests.map_or(usize::MAX, |count| usize::try_from(count).unwrap_or(usize::MAX));
             let until = warmup + duration;
-            let times = poisson_times(rate, args.seed).take(count);
+            let times = PoissonTimes::new(rate, args.seed).take(count);
             let times = times.take_while(|at| args.requests.is_some() || *at < until);
             let requests: Vec<_> = times.map(|at| (at, lengths)).collect();
             let last = requests.last().map_or(until, |(at, _)| *at);

@@ -1,7 +1,7 @@
 //! What is needed to talk to a language model in words: how text becomes tokens and back, how a conversation
 //! is written, and what its sequences take.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
 use quadrant_llm::{Architecture, ChatTemplate, ConstraintVocabulary, FileError, Gguf, Tokenizer};
 
@@ -12,7 +12,7 @@ pub(crate) const PAGE_TOKENS: usize = 32;
 #[derive(Debug)]
 pub struct Language {
     /// Text to tokens and back.
-    pub tokenizer: Arc<Tokenizer>,
+    pub tokenizer: Tokenizer,
     /// How conversations are written, if the model's file says so.
     pub template: Option<ChatTemplate>,
     /// Tokens of the longest sequence that the model was made for.
@@ -41,7 +41,7 @@ impl Language {
             });
         }
         Ok(Self {
-            tokenizer: Arc::new(tokenizer),
+            tokenizer,
             template: ChatTemplate::of_gguf(&gguf.metadata)?,
             tokens_max: architecture.context,
             page_tokens: PAGE_TOKENS,

@@ -170,13 +170,7 @@ impl Policy {
     /// The place of a request that nobody promised anything.
     pub(crate) fn best_effort_plan(&self, now: Time, request: &Request) -> Plan {
         let key = OrderKey { easy: true, rank: u64::from(request.priority.0), id: request.id };
-        let latest = self.latest(now, request);
-        let expires = match request.objective {
-            Objective::EndBy(time)
-            | Objective::Target { until: time, .. }
-            | Objective::Tokens { until: time, .. } => time.min(latest),
-            Objective::BestEffort => latest,
-        };
+        let expires = request.objective.until().min(self.latest(now, request));
         Plan { key, deadline: Time::MAX, expires, work: Duration::ZERO, due: Time::MAX }
     }
 

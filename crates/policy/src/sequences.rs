@@ -107,23 +107,23 @@ impl Policy {
         let Some(sequence) = self.sequences.get(&request.id) else {
             return self.best_effort_plan(now, request);
         };
-        let latest = self.latest(now, request);
-        let (deadline, until) = match (request.objective, self.discipline) {
-            (Objective::Tokens { first_by, each, until }, Discipline::Quadrant | Discipline::Clockwork) => {
+        let deadline = match (request.objective, self.discipline) {
+            (Objective::Tokens { first_by, each, .. }, Discipline::Quadrant | Discipline::Clockwork) => {
                 let next = sequence.first_at + each.saturating_mul(sequence.generated);
-                (Some(if sequence.generated == 0 { first_by } else { next }), until)
+                Some(if sequence.generated == 0 { first_by } else { next })
             }
-            (Objective::Tokens { until, .. } | Objective::Target { until, .. }, _) => (None, until),
-            (Objective::EndBy(until), _) => (None, until),
-            (Objective::BestEffort, _) => (None, Time::MAX),
+            (Objective::Tokens { .. }, Discipline::Fifo)
+            | (Objective::BestEffort | Objective::EndBy(_) | Objective::Target { .. }, _) => None,
         };
-        let expires = until.min(latest);
         let Some(deadline) = deadline else {
-            let easy = self.discipline == Discipline::Quadrant;
-            let rank = if easy { u64::from(request.priority.0) } else { request.arrived.as_nanos() };
-            let key = OrderKey { easy, rank, id: request.id };
-            return Plan { key, deadline: Time::MAX, expires, work: Duration::ZERO, due: Time::MAX };
+            let plan = self.best_effort_plan(now, request);
+            if self.discipline == Discipline::Quadrant {
+                return plan;
+            }
+            let key = OrderKey { easy: false, rank: request.arrived.as_nanos(), id: request.id };
+            return Plan { key, ..plan };
         };
+        let expires = request.objective.until().min(self.latest(now, request));
         let queue = &self.models[&request.model];
         let from = self.known_of(queue, request, sequence);
         let step = |width: &usize| {

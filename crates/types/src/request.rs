@@ -42,6 +42,16 @@ pub enum Objective {
     },
 }
 
+impl Objective {
+    /// When the request ends, whatever became of it; [`Time::MAX`] if nothing was said.
+    pub const fn until(self) -> Time {
+        match self {
+            Self::EndBy(until) | Self::Target { until, .. } | Self::Tokens { until, .. } => until,
+            Self::BestEffort => Time::MAX,
+        }
+    }
+}
+
 /// How much there is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {

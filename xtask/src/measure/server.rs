@@ -1,7 +1,8 @@
 //! Servers under measurement: started on free ports, ended when dropped.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -13,6 +14,8 @@ use crate::run::{within, works};
 
 /// How long a server with processes of its own may take to end before all of them are killed.
 const END_MAX: Duration = Duration::from_secs(15);
+/// How long a readiness check may take.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
 
 /// A running server.
 pub(crate) struct Server {
@@ -128,6 +131,32 @@ impl Drop for Server {
     }
 }
 
+/// A command whose process leads a group of its own, with which all that it starts can be ended. It then gets
+/// no Ctrl-C, so it is told when we end.
+pub(crate) fn apart(program: &Path) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "TERM"]).arg(program).process_group(0).stdin(Stdio::null());
+    command
+}
+
+/// An address that was free just now, for a server that does not tell which port it got.
+pub(crate) fn free_address() -> Result<SocketAddr> {
+    Ok(TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr())?)
+}
+
+/// Whether a page is there; it is not while nothing listens yet.
+pub(crate) fn is_there(address: &str, path: &str) -> bool {
+    let ask = || -> std::io::Result<bool> {
+        let mut stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(ANSWER_MAX))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+        let mut status = [0; 12];
+        stream.read_exact(&mut status)?;
+        Ok(status == *b"HTTP/1.1 200")
+    };
+    ask().unwrap_or(false)
+}
+
 /// Sends a signal to a process, or to a group if it starts with `-`. That there is none left is as well.
 pub(super) fn kill(signal: &str, whom: &str) {
     works("sh", &["-c", "kill -s \"$0\" -- \"$1\"", signal, whom]);
@@ -144,4 +173,15 @@ fn exchange(address: &str, head: &str, body: &[u8]) -> Result<(u16, String)> {
     let (head, body) = answer.split_once("\r\n\r\n").context("no answer")?;
     let status = head.split_ascii_whitespace().nth(1).context("an answer without a status")?;
     Ok((status.parse().context("a status that is no number")?, body.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_listening_is_not_ready() {
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        assert!(!is_there(&address.to_string(), "/"));
+    }
 }

@@ -2,8 +2,7 @@
 //! and how soon after its start a server says something. How many chats are in time, see `chats.rs`.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
-use std::os::unix::process::CommandExt;
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use quadrant_bench::TokenReport;
 
 use super::llama::Llama;
-use super::server::Server;
+use super::server::{Server, apart, free_address, is_there};
 use super::{MeasureArgs, bench, bench_tokens, program, repeat, spread};
 use crate::assets;
 use crate::run::{say, target, within};
@@ -43,7 +42,7 @@ pub(super) fn llama_server(llama: &Llama, models: &Path, (slots, pass): (u32, u3
     let mut server = spawn_llama(llama, models, (slots, pass))?;
     let ready = within(START_MAX, || {
         ensure!(server.ended()?.is_none(), "`llama-server` ended");
-        Ok(matches!(get(&server.http, "/health"), Ok(200)))
+        Ok(is_there(&server.http, "/health"))
     })?;
     ensure!(ready, "`llama-server` is not ready after `{START_MAX:?}`");
     Ok(server)
@@ -52,37 +51,23 @@ pub(super) fn llama_server(llama: &Llama, models: &Path, (slots, pass): (u32, u3
 fn spawn_llama(llama: &Llama, models: &Path, (slots, pass): (u32, u32)) -> Result<Server> {
     let http = free_address()?;
     let context = (slots * LLAMA_CONTEXT).to_string();
-    let mut command = dies_with_us(&llama.program("llama-server"));
+    let mut command = silent(&llama.program("llama-server"));
     command.arg("-m").arg(models.join(format!("{MODEL}.gguf"))).args(["--alias", MODEL]);
-    let port = http.rsplit(':').next().unwrap_or_default();
-    command.args(["--host", "127.0.0.1", "--port", port, "-t", "2", "-tb", "2"]);
+    command.args(["--host", "127.0.0.1", "--port", &http.port().to_string(), "-t", "2", "-tb", "2"]);
     let pass = pass.to_string();
     command.args(["-np", &slots.to_string(), "-c", &context, "-b", &pass, "-ub", &pass, "-cram", "0"]);
     let child = command.spawn().context("cannot start `llama-server`")?;
-    Ok(Server::of_group(child, http))
+    Ok(Server::of_group(child, http.to_string()))
 }
 
-/// A command whose process leads a group of its own and is told when we end.
-fn dies_with_us(program: &Path) -> Command {
-    let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "TERM"]).arg(program).process_group(0);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+/// The command of a server that is measured, of which nothing is read.
+fn silent(program: &Path) -> Command {
+    let mut command = apart(program);
+    command.stdout(Stdio::null()).stderr(Stdio::null());
     command
 }
 
-/// An address that was free just now.
-fn free_address() -> Result<String> {
-    let free = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr())?;
-    Ok(free.to_string())
-}
-
-/// The status of a page.
-fn get(address: &str, path: &str) -> Result<u16> {
-    let mut stream = TcpStream::connect(address)?;
-    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
-    status(&mut BufReader::new(stream))
-}
-
+/// The status in the first line of an answer.
 fn status(reader: &mut impl BufRead) -> Result<u16> {
     let mut line = String::new();
     reader.read_line(&mut line)?;
@@ -198,8 +183,8 @@ pub(super) fn start(args: &MeasureArgs) -> Result<()> {
     drop(Server::quadrant(&models, &config)?);
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..args.repetitions {
-        let http = free_address()?;
-        let mut command = dies_with_us(&program("quadrant"));
+        let http = free_address()?.to_string();
+        let mut command = silent(&program("quadrant"));
         command.arg("serve").arg(&models).arg("--config").arg(&config).args(["--http-address", &http]);
         command.args(["--grpc-address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0"]);
         let began = now();

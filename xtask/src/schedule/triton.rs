@@ -13,17 +13,14 @@
 //! batcher now and then sleeps for half a second though requests wait, and it did worse wherever it kept up.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
 use super::mix::{BATCH_MAX, Member, Mix};
-use crate::measure::server::Server;
+use crate::measure::server::{Server, apart, free_address, is_there};
 use crate::run::{target, within};
 use crate::test::venv;
 
@@ -40,8 +37,6 @@ const ASK_PYTHON: &str = "import sys, sysconfig\n\
     print(sysconfig.get_config_var('LIBDIR'))";
 /// How long all models may take to load.
 const START_MAX: Duration = Duration::from_secs(120);
-/// How long a readiness check may take.
-const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// How many last lines of the log an error shows.
 const LOG_LINES: usize = 30;
 
@@ -64,22 +59,16 @@ pub(super) fn serve(mix: &Mix, policy: &str, delay_ms: f64) -> Result<Server> {
     let repository = target().join(format!("measure/{policy}-{}", mix.name()));
     write_repository(&repository, mix, policy, delay_ms)?;
     let log = repository.with_extension("log");
-    // Triton does not tell which port it got, so a free one is looked for beforehand.
-    let http = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr())?;
+    let http = free_address()?;
     let out = File::create(&log).with_context(|| format!("cannot write `{}`", log.display()))?;
-    // In a group of its own, so that it ends with the backend's processes; it then gets no Ctrl-C, so it is
-    // told when we end.
-    let child = Command::new("setpriv")
-        .args(["--pdeathsig", "TERM"])
-        .arg(install.folder.join("bin/tritonserver"))
+    // It ends with the backend's processes.
+    let child = apart(&install.folder.join("bin/tritonserver"))
         .arg(format!("--model-repository={}", repository.display()))
         .arg(format!("--backend-directory={}", install.folder.join("backends").display()))
         .args(["--http-address=127.0.0.1".to_owned(), format!("--http-port={}", http.port())])
         .args(["--allow-grpc=false", "--allow-metrics=false"])
         .env("PATH", install.path)
         .env("LD_LIBRARY_PATH", install.libraries)
-        .process_group(0)
-        .stdin(Stdio::null())
         .stdout(out.try_clone()?)
         .stderr(out)
         .spawn()
@@ -89,7 +78,7 @@ pub(super) fn serve(mix: &Mix, policy: &str, delay_ms: f64) -> Result<Server> {
         if let Some(status) = server.ended()? {
             bail!("Triton ended: {status}");
         }
-        Ok(is_ready(&server.http))
+        Ok(is_there(&server.http, "/v2/health/ready"))
     });
     let ready = ready.with_context(|| format!("the log of Triton ends with\n{}", tail(&log)))?;
     ensure!(ready, "Triton is not ready after `{START_MAX:?}`; its log ends with\n{}", tail(&log));
@@ -165,19 +154,6 @@ fn config(member: &Member, policy: &str, delay_ms: f64) -> String {
     )
 }
 
-/// Whether all models are ready; it is not while nothing listens yet.
-fn is_ready(address: &str) -> bool {
-    let ask = || -> std::io::Result<bool> {
-        let mut stream = TcpStream::connect(address)?;
-        stream.set_read_timeout(Some(ANSWER_MAX))?;
-        write!(stream, "GET /v2/health/ready HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
-        let mut status = [0; 12];
-        stream.read_exact(&mut status)?;
-        Ok(status == *b"HTTP/1.1 200")
-    };
-    ask().unwrap_or(false)
-}
-
 fn tail(log: &Path) -> String {
     let text = fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
@@ -211,11 +187,5 @@ mod tests {
         assert_eq!(request(PLAIN, "a:x=FP32[1]@y=1"), "a:x=FP32[1]@y=1");
         assert_eq!(request(TUNED, "a:x=FP32[1]@y=1"), "a:x=FP32[1]");
         assert_eq!(request(TUNED, "a:x=FP32[1]"), "a:x=FP32[1]");
-    }
-
-    #[test]
-    fn nobody_listening_is_not_ready() {
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        assert!(!is_ready(&address.to_string()));
     }
 }

@@ -10,8 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::stream::Answer;
 use super::{TokenArrivals, TokenPlan};
 use crate::record::{add, histogram};
-use crate::report::LatencyMs;
-use crate::run::STEAL_PERCENT_MAX;
+use crate::report::{LatencyMs, void};
 
 /// A 99th percentile of the send lag above this makes a run void: tokens are counted in tens of milliseconds.
 const LAG_MS_MAX: f64 = 50.0;
@@ -199,13 +198,6 @@ impl Counted {
         };
         let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
         let send_lag_ms = LatencyMs::of(&self.lag);
-        let void = if steal_percent > STEAL_PERCENT_MAX {
-            Some(format!("`{steal_percent:.1}` % of the machine's time went to others"))
-        } else if send_lag_ms.p99 > LAG_MS_MAX {
-            Some(format!("the generator sent late: p99 `{:.2}` ms", send_lag_ms.p99))
-        } else {
-            None
-        };
         TokenReport {
             model: plan.model.clone(),
             offered_per_second,
@@ -228,7 +220,7 @@ impl Counted {
             texts: fnv(self.answers.values().map(|(_, text)| text.as_str())),
             send_lag_ms,
             steal_percent,
-            void,
+            void: void(steal_percent, send_lag_ms, LAG_MS_MAX),
             seed: plan.seed,
         }
     }

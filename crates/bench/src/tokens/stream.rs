@@ -5,12 +5,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full};
-use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper_util::rt::TokioIo;
 use serde::Deserialize;
-use tokio::net::TcpStream;
 
 use crate::clock::Clock;
+use crate::connection::open_http;
 
 /// What is shown of an answer that is an error.
 const SHOWN_BYTES: usize = 200;
@@ -58,7 +56,8 @@ pub(super) async fn complete(
     request: Request<Full<Bytes>>,
     clock: Clock,
 ) -> Result<Answer, String> {
-    let response = open(address).await?.send_request(request).await;
+    let (mut sender, _) = open_http(address, clock).await?;
+    let response = sender.send_request(request).await;
     let response = response.map_err(|error| format!("connection: {error}"))?;
     let status = response.status();
     let mut body = response.into_body();
@@ -83,18 +82,6 @@ pub(super) async fn complete(
         return Err("an answer without tokens".to_owned());
     }
     Ok(answer)
-}
-
-async fn open(address: &str) -> Result<SendRequest<Full<Bytes>>, String> {
-    let broken = |error: &dyn std::fmt::Display| format!("cannot be reached: {error}; is it running?");
-    let stream = TcpStream::connect(address).await.map_err(|error| broken(&error))?;
-    stream.set_nodelay(true).map_err(|error| broken(&error))?;
-    let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
-    tokio::spawn(async move {
-        // A broken connection shows as the failure of the request on it.
-        connection.await.unwrap_or_default();
-    });
-    Ok(sender)
 }
 
 /// Takes the whole lines out of what was received by `now`. Says whether the last event was among them.

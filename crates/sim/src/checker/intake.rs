@@ -1,7 +1,7 @@
 //! What an event changes before the scheduler has said anything, and who may come in.
 
 use quadrant_policy::{Event, StepOutcome};
-use quadrant_types::{LaneId, ModelId, Objective, Request, RequestId, Time};
+use quadrant_types::{LaneId, ModelId, Request, RequestId, Time};
 
 use super::{Broken, Checker, Known, Place, hold};
 
@@ -92,13 +92,7 @@ impl Checker {
     }
 
     fn expires(&self, request: &Request, from: Time) -> Time {
-        let latest = from + self.limits.wait_max;
-        match request.objective {
-            Objective::BestEffort => latest,
-            Objective::EndBy(time)
-            | Objective::Target { until: time, .. }
-            | Objective::Tokens { until: time, .. } => time.min(latest),
-        }
+        request.objective.until().min(from + self.limits.wait_max)
     }
 
     /// Those of an iteration that are not over wait for their next tokens.
