@@ -14,14 +14,15 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::thread::{self, JoinHandle, ThreadId};
 use std::time::Duration;
 
-use quadrant_types::{Clock, LaneId, ModelId, RequestId, StepId, Time};
+use quadrant_types::{Clock, CoreSet, LaneId, ModelId, RequestId, StepId, Time};
 use smallvec::SmallVec;
 
 use crate::batch;
+use crate::held_cores::{self, Hold};
 use crate::spawn::{self, ThreadSpec};
 use crate::{
-    Done, EngineError, Generated, LaneReport, LaneSink, LaneSpec, LaneWork, PartOutputs, Runner, StepResult,
-    StepWork, Task,
+    Done, EngineError, Generated, LaneReport, LaneSink, LaneSpec, LaneWork, PartOutputs, Runner,
+    SchedulingClass, StepResult, StepWork, Task,
 };
 
 /// How long a dropped lane may take to end before its thread is left behind.
@@ -71,6 +72,8 @@ enum Command {
 struct Shared {
     id: LaneId,
     cores: u32,
+    /// The cores that others leave to its steps.
+    holds: CoreSet,
     clock: Arc<dyn Clock>,
     sink: Arc<dyn LaneSink>,
     stopping: AtomicBool,
@@ -92,7 +95,12 @@ impl Lane {
     ) -> io::Result<Self> {
         spawn::prepare()?;
         let cores = u32::try_from(spec.cores.len().max(1)).unwrap_or(u32::MAX);
-        let shared = Arc::new(Shared { id: spec.id, cores, clock, sink, stopping: AtomicBool::new(false) });
+        let holds = match spec.class {
+            SchedulingClass::Urgent => spec.cores,
+            SchedulingClass::Idle => CoreSet::EMPTY,
+        };
+        let stopping = AtomicBool::new(false);
+        let shared = Arc::new(Shared { id: spec.id, cores, holds, clock, sink, stopping });
         let (commands, inbox) = sync_channel(capacity);
         let (running, ended) = sync_channel(0);
         let work = {
@@ -215,6 +223,7 @@ fn run(shared: &Arc<Shared>, runners: &mut BTreeMap<ModelId, Box<dyn Runner>>, w
         requests,
         began,
         gathered: began,
+        _hold: held_cores::hold(shared.holds),
         thread: thread::current().id(),
         core_time_before: quadrant_sys::thread_time(),
     };
@@ -257,6 +266,8 @@ struct Reporter {
     requests: SmallVec<[(RequestId, usize); 8]>,
     began: Time,
     gathered: Time,
+    /// Until it is reported, so that nobody who was woken delays the report.
+    _hold: Hold,
     /// The lane's thread, and what it had used when it took the step up.
     thread: ThreadId,
     core_time_before: Duration,

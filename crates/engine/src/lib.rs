@@ -9,6 +9,7 @@ mod batch;
 mod emulated;
 mod encoder_engine;
 mod file_window;
+mod held_cores;
 mod isolated;
 mod lane;
 mod language;

@@ -5,14 +5,14 @@
 //! the class of the shell.
 
 use std::io;
-use std::sync::OnceLock;
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
 use std::thread::{Builder, JoinHandle};
 
 use quadrant_kernels::{Helper, Team};
 use quadrant_types::CoreSet;
 
-use crate::{EngineError, LaneSpec, SchedulingClass};
+use crate::{EngineError, LaneSpec, SchedulingClass, held_cores};
 
 /// By how much the nice value of urgent threads lies above the shell's.
 const URGENT_NICE: i32 = 5;
@@ -48,7 +48,8 @@ pub(crate) fn spawn(spec: ThreadSpec, work: Work) -> io::Result<JoinHandle<()>> 
     order(spec.name.clone(), Some(spec), work)
 }
 
-/// The threads of our own kernels for the steps of one lane: its own, and one more for each further core.
+/// The threads of our own kernels for the steps of one lane: its own, and one more for each further core. In
+/// the idle class they leave the cores of urgent steps alone.
 ///
 /// # Errors
 /// [`EngineError::OutOfMemory`] with what the operating system answered.
@@ -57,8 +58,14 @@ pub(crate) fn team(name: &str, lane: &LaneSpec) -> Result<Team, EngineError> {
         let thread = ThreadSpec { name: name.into(), cores: lane.cores, class: lane.class };
         spawn(thread, helper).map(drop)
     };
-    Team::new(lane.cores.len(), start)
-        .map_err(|error| EngineError::OutOfMemory(format!("threads cannot be started: {error}")))
+    let width = lane.cores.len();
+    let team = match lane.class {
+        SchedulingClass::Urgent => Team::new(width, start),
+        SchedulingClass::Idle => {
+            Team::that_gives_way(width, Arc::new(held_cores::gives_way(lane.cores)), start)
+        }
+    };
+    team.map_err(|error| EngineError::OutOfMemory(format!("threads cannot be started: {error}")))
 }
 
 /// Starts a thread that stands as those of the shell do, on any core.

@@ -42,5 +42,5 @@ pub use product::multiply;
 pub use rope::{Angles, rotate};
 pub use rows::{Rows, RowsPart, copy, copy_tiles};
 pub use slab::Slab;
-pub use team::{Helper, Team};
+pub use team::{GiveWay, Helper, Team};
 pub use tiles::{TILE, Tiles, TilesPart};

@@ -1,17 +1,20 @@
 //! Threads that share one step: as many as it was given cores.
 //!
 //! A step has hundreds of short phases (a product, an attention), each of which all must end before the next
-//! begins. Within a step a thread looks for the next phase for some tens of microseconds before it sleeps, as
-//! that is what a phase takes and waking a thread takes as long. Between steps all sleep.
+//! begins. A phase is cut into parts, and whoever is free takes the next one: so a thread whose core is taken
+//! by something more urgent ([`GiveWay`]) is waited for no longer than its part takes. Within a step a thread
+//! looks for the next part for some tens of microseconds before it sleeps, as that is what a phase takes and
+//! waking a thread takes as long. Between steps all sleep.
 //!
 //! The threads themselves are started by the caller, on the cores and in the class that it was given.
 
+use std::any::Any;
 use std::cell::UnsafeCell;
 use std::fmt;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// How often a thread looks before it sleeps: 20 to 50 us.
 const LOOKS: u32 = 1_000;
@@ -26,17 +29,28 @@ pub struct Team {
 /// What a helper does until the team is dropped, to be run on a thread of its own.
 pub type Helper = Box<dyn FnOnce() + Send>;
 
-/// One phase, by the index of who takes part; 0 is the caller.
+/// To whom a team leaves its cores.
+pub trait GiveWay: Send + Sync {
+    /// Returns when there is a core for the team's thread of this index (0 is the caller, whose turn comes
+    /// first): nearly always at once. It is asked before each part, and what it waits for must end.
+    fn wait(&self, thread: usize);
+}
+
+/// One phase, by the index of a part.
 type Phase<'a> = dyn Fn(usize) + Sync + 'a;
 
 struct Shared {
-    /// Counts the phases. Everything else that a helper reads is written before.
-    count: AtomicUsize,
-    /// What the last counted phase is. Written by the caller only, and only while `busy` is zero.
+    gives_way: Option<Arc<dyn GiveWay>>,
+    /// What the parts that are left belong to. Written by the caller only, and only while `undone` is zero.
     phase: UnsafeCell<Option<&'static Phase<'static>>>,
-    /// Helpers that have not ended it yet.
-    busy: AtomicUsize,
-    panicked: AtomicBool,
+    /// Parts that nobody has taken; they are taken from the last to the first.
+    left: AtomicUsize,
+    /// Parts that have not ended.
+    undone: AtomicUsize,
+    /// What the first part that panicked did so with.
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+    /// The team is dropped.
+    is_over: AtomicBool,
     /// Threads that sleep or are about to.
     sleepers: AtomicUsize,
     /// Held from a sleeper's last look until it sleeps, so that who wakes it cannot come in between.
@@ -44,8 +58,9 @@ struct Shared {
     something_new: Condvar,
 }
 
-// SAFETY: `phase` is the only field that is not `Sync`. It is written by the caller while no helper reads it
-// (`busy` is zero, and a helper reads only after `count` has grown), and what it refers to is `Sync`.
+// SAFETY: `phase` is the only field that is not `Sync`. It is written by the caller while no part is left and
+// none is being done, and it is read only by who has taken a part, which is done once the reading has ended.
+// What it refers to is `Sync`.
 unsafe impl Sync for Shared {}
 
 impl Team {
@@ -53,8 +68,33 @@ impl Team {
     ///
     /// # Errors
     /// What `start` failed with; helpers that were started before end.
-    pub fn new(width: usize, mut start: impl FnMut(Helper) -> io::Result<()>) -> io::Result<Self> {
-        let mut team = Self { shared: Arc::new(Shared::default()), helpers: 0 };
+    pub fn new(width: usize, start: impl FnMut(Helper) -> io::Result<()>) -> io::Result<Self> {
+        Self::start(width, None, start)
+    }
+
+    /// One that leaves its cores to others when it is told to.
+    ///
+    /// # Errors
+    /// As for [`Self::new`].
+    pub fn that_gives_way(
+        width: usize,
+        gives_way: Arc<dyn GiveWay>,
+        start: impl FnMut(Helper) -> io::Result<()>,
+    ) -> io::Result<Self> {
+        Self::start(width, Some(gives_way), start)
+    }
+
+    /// A team of one.
+    pub fn alone() -> Self {
+        Self { shared: Arc::new(Shared::new(None)), helpers: 0 }
+    }
+
+    fn start(
+        width: usize,
+        gives_way: Option<Arc<dyn GiveWay>>,
+        mut start: impl FnMut(Helper) -> io::Result<()>,
+    ) -> io::Result<Self> {
+        let mut team = Self { shared: Arc::new(Shared::new(gives_way)), helpers: 0 };
         for index in 1..width {
             let shared = Arc::clone(&team.shared);
             start(Box::new(move || shared.help(index)))?;
@@ -63,86 +103,122 @@ impl Team {
         Ok(team)
     }
 
-    /// A team of one.
-    pub fn alone() -> Self {
-        Self { shared: Arc::new(Shared::default()), helpers: 0 }
-    }
-
     /// How many take part.
     pub fn width(&self) -> usize {
         self.helpers + 1
     }
 
-    /// Does `work` with every part, each on a thread of its own, and waits for all. One part is done by the
-    /// caller, without a wait.
+    /// Does `work` with every part, on as many threads as there are and may compute, and waits for all. One
+    /// part is done by the caller, without a wait for anybody.
     ///
     /// # Panics
-    /// If there are more parts than the team is wide, or `work` panics: then after all have ended.
+    /// If `work` panics, as it did first: after all parts have ended.
     pub fn run<P: Send>(&mut self, parts: Vec<P>, work: impl Fn(P) + Sync) {
-        assert!(parts.len() <= self.width(), "more parts than threads");
-        if parts.len() == 1 {
-            return parts.into_iter().for_each(work);
+        if parts.len() == 1 || self.helpers == 0 {
+            for part in parts {
+                self.shared.give_way(0);
+                work(part);
+            }
+            return;
         }
         let mut parts: Vec<Option<P>> = parts.into_iter().map(Some).collect();
         let parts = Parts { first: parts.as_mut_ptr(), count: parts.len() };
-        self.all(&|index| {
-            if index < parts.count {
-                // SAFETY: `index` is within the vector, which outlives this phase, and no other thread has
-                // the same one.
-                let part = unsafe { &mut *parts.at(index) };
-                work(part.take().expect("each part is taken once"));
-            }
+        self.all(parts.count, &|index| {
+            debug_assert!(index < parts.count, "a part that there is");
+            // SAFETY: `index` is within the vector, which outlives this phase, and no other thread has
+            // the same one.
+            let part = unsafe { &mut *parts.at(index) };
+            work(part.take().expect("each part is taken once"));
         });
     }
 
-    fn all(&mut self, phase: &Phase<'_>) {
+    fn all(&mut self, parts: usize, phase: &Phase<'_>) {
         let shared = &*self.shared;
-        // SAFETY: only the lifetime is changed. No helper uses the reference after `busy` is zero, and this
+        // SAFETY: only the lifetime is changed. Nobody uses the reference after `undone` is zero, and this
         // function does not end, nor unwind, before.
         let phase: &'static Phase<'static> = unsafe { std::mem::transmute(phase) };
-        // SAFETY: `busy` is zero, so no helper reads it; `&mut self` keeps other callers away.
+        // SAFETY: no part is left or being done, so nobody reads it; `&mut self` keeps other callers away.
         unsafe { *shared.phase.get() = Some(phase) };
-        shared.busy.store(self.helpers, Ordering::Relaxed);
-        shared.count.fetch_add(1, Ordering::SeqCst);
+        shared.undone.store(parts, Ordering::Relaxed);
+        shared.left.store(parts, Ordering::SeqCst);
         shared.wake();
-        let own = catch_unwind(AssertUnwindSafe(|| phase(0)));
-        shared.wait(|| shared.busy.load(Ordering::SeqCst) == 0);
-        let helper_panicked = shared.panicked.swap(false, Ordering::Relaxed);
-        if let Err(panic) = own {
+        shared.work(0);
+        shared.wait(|| shared.undone.load(Ordering::SeqCst) == 0);
+        if let Some(panic) = shared.panic().take() {
             resume_unwind(panic);
         }
-        assert!(!helper_panicked, "a thread that helped panicked");
     }
 }
 
 impl Drop for Team {
     fn drop(&mut self) {
-        // SAFETY: `busy` is zero outside of `all`, so no helper reads it.
-        unsafe { *self.shared.phase.get() = None };
-        self.shared.count.fetch_add(1, Ordering::SeqCst);
+        self.shared.is_over.store(true, Ordering::SeqCst);
         self.shared.wake();
     }
 }
 
 impl Shared {
+    fn new(gives_way: Option<Arc<dyn GiveWay>>) -> Self {
+        Self {
+            gives_way,
+            phase: UnsafeCell::new(None),
+            left: AtomicUsize::new(0),
+            undone: AtomicUsize::new(0),
+            panic: Mutex::new(None),
+            is_over: AtomicBool::new(false),
+            sleepers: AtomicUsize::new(0),
+            last_look: Mutex::new(()),
+            something_new: Condvar::new(),
+        }
+    }
+
     /// The life of a helper.
     fn help(&self, index: usize) {
-        let mut seen = 0;
         loop {
-            self.wait(|| self.count.load(Ordering::SeqCst) != seen);
-            seen += 1;
-            // SAFETY: the caller wrote it before it counted this phase, and does not write again before
-            // `busy` says that this helper has ended.
-            let Some(phase) = (unsafe { *self.phase.get() }) else { return };
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| phase(index))) {
-                self.panicked.store(true, Ordering::Relaxed);
-                // What a panic carries may itself panic when it is dropped, and the caller waits.
-                std::mem::forget(panic);
+            self.wait(|| self.left.load(Ordering::SeqCst) > 0 || self.is_over.load(Ordering::SeqCst));
+            if self.is_over.load(Ordering::SeqCst) {
+                return;
             }
-            if self.busy.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.work(index);
+        }
+    }
+
+    /// Does parts while any are left.
+    fn work(&self, thread: usize) {
+        loop {
+            self.give_way(thread);
+            let Some(part) = self.take() else { return };
+            // SAFETY: the caller wrote it before there were parts to take, and does not write again before
+            // `undone` says that this one has ended.
+            let phase = unsafe { *self.phase.get() }.expect("a part belongs to a phase");
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| phase(part))) {
+                let mut first = self.panic();
+                if first.is_none() {
+                    *first = Some(panic);
+                } else {
+                    // What a panic carries may itself panic when it is dropped, and the caller waits.
+                    std::mem::forget(panic);
+                }
+            }
+            if self.undone.fetch_sub(1, Ordering::SeqCst) == 1 {
                 self.wake();
             }
         }
+    }
+
+    fn take(&self) -> Option<usize> {
+        let one_less = |left: usize| left.checked_sub(1);
+        self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less).ok().map(|left| left - 1)
+    }
+
+    fn give_way(&self, thread: usize) {
+        if let Some(gives_way) = &self.gives_way {
+            gives_way.wait(thread);
+        }
+    }
+
+    fn panic(&self) -> MutexGuard<'_, Option<Box<dyn Any + Send>>> {
+        self.panic.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until `is_there`, a while awake and then asleep.
@@ -172,27 +248,16 @@ impl Shared {
     }
 }
 
-impl Default for Shared {
-    fn default() -> Self {
-        Self {
-            count: AtomicUsize::new(0),
-            phase: UnsafeCell::new(None),
-            busy: AtomicUsize::new(0),
-            panicked: AtomicBool::new(false),
-            sleepers: AtomicUsize::new(0),
-            last_look: Mutex::new(()),
-            something_new: Condvar::new(),
-        }
-    }
-}
-
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared").field("count", &self.count).field("busy", &self.busy).finish_non_exhaustive()
+        f.debug_struct("Shared")
+            .field("left", &self.left)
+            .field("undone", &self.undone)
+            .finish_non_exhaustive()
     }
 }
 
-/// Parts of which every thread takes another one.
+/// Parts of which each is taken once.
 struct Parts<P> {
     first: *mut Option<P>,
     count: usize,
@@ -249,6 +314,41 @@ mod tests {
             team.run(parts.iter_mut().collect(), |part| *part = 5);
             assert_eq!(parts, [5, 5]);
         }
+    }
+
+    /// Lets so many threads compute; who has to wait looks again every millisecond.
+    struct Cores(AtomicUsize);
+
+    impl GiveWay for Cores {
+        fn wait(&self, thread: usize) {
+            while thread >= self.0.load(Ordering::SeqCst) {
+                std::thread::park_timeout(std::time::Duration::from_millis(1));
+            }
+        }
+    }
+
+    #[test]
+    fn who_gives_way_leaves_all_parts_to_the_others() {
+        let cores = Arc::new(Cores(AtomicUsize::new(1)));
+        let start = |helper| std::thread::Builder::new().spawn(helper).map(drop);
+        let mut team = Team::that_gives_way(3, Arc::clone(&cores) as Arc<dyn GiveWay>, start).unwrap();
+        let done_by = |team: &mut Team| {
+            let threads = Mutex::new(Vec::new());
+            team.run(vec![(); 9], |()| {
+                std::thread::park_timeout(std::time::Duration::from_millis(5));
+                threads.lock().unwrap().push(std::thread::current().id());
+            });
+            threads.into_inner().unwrap()
+        };
+        let own = std::thread::current().id();
+        assert_eq!(done_by(&mut team), vec![own; 9]);
+        cores.0.store(2, Ordering::SeqCst);
+        // The helpers look every millisecond, and the parts take 45 if one thread does them all.
+        let both = done_by(&mut team);
+        assert_eq!(both.len(), 9);
+        let mut other: Vec<_> = both.into_iter().filter(|thread| *thread != own).collect();
+        other.dedup();
+        assert_eq!(other.len(), 1, "one of the two helpers, and always the same");
     }
 
     #[test]

@@ -65,9 +65,12 @@ impl CoreSet {
     /// No core.
     pub const EMPTY: Self = Self(0);
 
+    /// One more than the largest core number.
+    pub const CAPACITY: usize = 64;
+
     /// The set of these core numbers; numbers above 63 are ignored.
     pub fn from_cores(cores: impl IntoIterator<Item = usize>) -> Self {
-        Self(cores.into_iter().filter(|core| *core < 64).fold(0, |set, core| set | 1 << core))
+        Self(cores.into_iter().filter(|core| *core < Self::CAPACITY).fold(0, |set, core| set | 1 << core))
     }
 
     /// The number of cores in the set.
@@ -82,7 +85,7 @@ impl CoreSet {
 
     /// The core numbers, ascending.
     pub fn cores(self) -> impl Iterator<Item = usize> {
-        (0..64).filter(move |core| self.0 & (1 << core) != 0)
+        (0..Self::CAPACITY).filter(move |core| self.0 & (1 << core) != 0)
     }
 
     /// The cores in either set.
