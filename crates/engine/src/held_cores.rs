@@ -1,4 +1,5 @@
-//! Which cores a step of the urgent class has now, so that our own kernels in the idle class leave them alone.
+//! Which cores a step of the urgent class has now, so that our own kernels in the idle class leave them
+//! alone.
 //!
 //! The operating system prefers the urgent thread, but does not keep the core for it: Linux since 6.6 (EEVDF)
 //! gives even a `SCHED_IDLE` thread its turn when the urgent one has had more than its share of the moment,

@@ -3,7 +3,7 @@
 //! A loop is a [`Kernel`]: a value that holds what it works on, with one generic method. [`Cpu::run`] calls
 //! it inside a function that is compiled for the instruction set, into which all of it is inlined.
 
-use crate::isa::{Avx512, Isa, Plain};
+use crate::isa::{Avx2, Avx512, Isa, Plain};
 
 /// An instruction set that this processor has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,6 +12,7 @@ pub struct Cpu(Set);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Set {
     Plain(Plain),
+    Avx2(Avx2),
     Avx512(Avx512),
 }
 
@@ -29,7 +30,14 @@ pub(crate) trait Kernel {
 impl Cpu {
     /// The fastest instruction set of this processor.
     pub fn best() -> Self {
-        Avx512::detect().map_or(Self::plain(), |isa| Self(Set::Avx512(isa)))
+        Self::all()[0]
+    }
+
+    /// All instruction sets of this processor that loops are compiled for, the fastest first.
+    pub fn all() -> Vec<Self> {
+        let avx512 = Avx512::detect().map(|isa| Self(Set::Avx512(isa)));
+        let avx2 = Avx2::detect().map(|isa| Self(Set::Avx2(isa)));
+        [avx512, avx2, Some(Self::plain())].into_iter().flatten().collect()
     }
 
     /// Plain Rust: runs everywhere, gives the same bits, takes much longer.
@@ -41,6 +49,7 @@ impl Cpu {
     pub fn name(self) -> &'static str {
         match self.0 {
             Set::Plain(_) => "plain",
+            Set::Avx2(_) => "avx2",
             Set::Avx512(_) => "avx512-vnni",
         }
     }
@@ -49,6 +58,7 @@ impl Cpu {
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self.0 {
             Set::Plain(isa) => kernel.run(isa),
+            Set::Avx2(isa) => isa.run(kernel),
             Set::Avx512(isa) => isa.run(kernel),
         }
     }

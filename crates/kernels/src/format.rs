@@ -50,6 +50,11 @@ pub(crate) trait Quantised: Format {
     fn start<I: Isa>(isa: I, offset: i32) -> I::Ints;
     /// The bytes of one block of a group: numbers `4 i` to `4 i + 3` of all rows.
     fn bytes<I: Isa>(isa: I, group: &[Line], block: usize) -> [I::Bytes; 8];
+    /// [`Isa::dot`] for bytes of this format.
+    #[inline(always)]
+    fn dot<I: Isa>(isa: I, sums: I::Ints, bytes: I::Bytes, four: [i8; 4]) -> I::Ints {
+        isa.dot_small(sums, bytes, four)
+    }
     /// The scales of a block: half of the group's last line.
     #[inline(always)]
     fn scales<I: Isa>(isa: I, group: &[Line], block: usize) -> I::Floats {
@@ -195,6 +200,11 @@ impl Quantised for Q8_0 {
     #[inline(always)]
     fn start<I: Isa>(isa: I, offset: i32) -> I::Ints {
         isa.shift_left::<7>(isa.splat_int(offset))
+    }
+
+    #[inline(always)]
+    fn dot<I: Isa>(isa: I, sums: I::Ints, bytes: I::Bytes, four: [i8; 4]) -> I::Ints {
+        isa.dot(sums, bytes, four)
     }
 
     #[inline(always)]

@@ -2,9 +2,11 @@
 //!
 //! Every operation is exact or correctly rounded, so all instruction sets agree in every bit.
 
+mod avx2;
 mod avx512;
 mod plain;
 
+pub(crate) use avx2::Avx2;
 pub(crate) use avx512::Avx512;
 pub(crate) use plain::Plain;
 
@@ -21,6 +23,9 @@ pub(crate) trait Isa: Copy {
     type Ints: Copy;
     /// 64 bytes.
     type Bytes: Copy;
+
+    /// How many of these fit into the processor's registers.
+    const REGISTERS: usize;
 
     /// The same number in every lane.
     fn splat(self, value: f32) -> Self::Floats;
@@ -81,4 +86,9 @@ pub(crate) trait Isa: Copy {
     /// `sums` plus, in lane `l`, the four products of the unsigned bytes `4 l` to `4 l + 3` of `a` with the
     /// signed bytes `b`; within 32 bits.
     fn dot(self, sums: Self::Ints, a: Self::Bytes, b: [i8; 4]) -> Self::Ints;
+    /// The same, where no byte of `a` is above 127.
+    #[inline(always)]
+    fn dot_small(self, sums: Self::Ints, a: Self::Bytes, b: [i8; 4]) -> Self::Ints {
+        self.dot(sums, a, b)
+    }
 }

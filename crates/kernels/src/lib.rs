@@ -1,8 +1,8 @@
 //! The inner loops of a transformer: products of quantised matrices, and what lies between them.
 //!
 //! Every loop is written once, over an instruction set of sixteen lanes, and compiled for each ([`Cpu`]):
-//! plain Rust, which runs everywhere and is the oracle, and AVX-512 with VNNI, chosen at run time. As both do
-//! the same operations in the same order, they give the same bits.
+//! plain Rust, which runs everywhere and is the oracle, AVX2, and AVX-512 with VNNI, chosen at run time. As
+//! all do the same operations in the same order, they give the same bits.
 //!
 //! *The contract*: what is computed for a row does not depend, in a single bit, on how many rows are
 //! computed with it, on how columns and heads are shared among cores, or on the size of a page. The inner

@@ -74,7 +74,7 @@ impl Multiply<'_> {
             while first < count {
                 let some = Share { lines, rows: self.rows, first, out: &mut out[first..], add: self.add };
                 first += match count - first {
-                    8.. => T::multiply::<I, 8>(isa, some),
+                    8.. if I::REGISTERS >= 32 => T::multiply::<I, 8>(isa, some),
                     4.. => T::multiply::<I, 4>(isa, some),
                     2.. => T::multiply::<I, 2>(isa, some),
                     _ => T::multiply::<I, 1>(isa, some),
@@ -131,7 +131,7 @@ impl<F: Quantised> TileProduct for QuantisedTile<F> {
                 }
                 for (four, bytes) in bytes.iter().enumerate() {
                     for (dots, piece) in dots.iter_mut().zip(pieces) {
-                        *dots = isa.dot(*dots, *bytes, piece.values[four]);
+                        *dots = F::dot(isa, *dots, *bytes, piece.values[four]);
                     }
                 }
                 for ((sum, dots), piece) in sums.iter_mut().zip(&dots).zip(pieces) {

@@ -80,11 +80,6 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
 
-fn sets() -> Vec<Cpu> {
-    let best = Cpu::best();
-    if best == Cpu::plain() { vec![best] } else { vec![best, Cpu::plain()] }
-}
-
 #[test]
 fn products_are_those_of_the_definition() {
     let mut rng = Rng::with_seed(1);
@@ -168,7 +163,7 @@ fn every_instruction_set_gives_the_same_bits() {
         let (bytes, _) = weights(&mut rng, encoding, outputs, inner);
         let matrix = pack(encoding, outputs, inner, &bytes).unwrap();
         let rows = random(&mut rng, count, inner);
-        let found = sets().into_iter().map(|cpu| bits(&product(cpu, &matrix, &rows)));
+        let found = Cpu::all().into_iter().map(|cpu| bits(&product(cpu, &matrix, &rows)));
         let found: Vec<_> = found.collect();
         assert!(found.windows(2).all(|pair| pair[0] == pair[1]), "{encoding:?}");
     }

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use quadrant_kernels::Cpu;
 use quadrant_llm::Sampling;
 use quadrant_types::{Clock, RequestId};
 
@@ -70,7 +71,7 @@ pub(super) fn probe(
         width: *widths.last().unwrap_or(&1),
         batches: true,
         rows_max: tokens.last().copied().unwrap_or(1),
-        reason: format!("it generates; measured {}", measured.join("; ")),
+        reason: format!("it generates, with {}; measured {}", Cpu::best().name(), measured.join("; ")),
         widths,
         costs,
         sequences: Some(sequences),

@@ -16,17 +16,19 @@ pub(super) fn score<I: Isa, S: Stored>(
     scores: &mut Scores,
 ) {
     let tiles = queries.len() / count;
+    // Whether the sums of many queries, or of some with four groups each, fit into registers.
+    let is_wide = I::REGISTERS >= 32;
     let mut first = 0;
     while first < count {
         let (queries, scores) = (&queries[first * tiles..], &mut scores[first..]);
         first += match (count - first, keys) {
-            (12.., _) => score_some::<I, S, 12, 1>(isa, keys, queries, tiles, scores),
-            (8.., _) => score_some::<I, S, 8, 1>(isa, keys, queries, tiles, scores),
-            (4.., [_, _, _, _]) => score_some::<I, S, 4, 4>(isa, keys, queries, tiles, scores),
+            (12.., _) if is_wide => score_some::<I, S, 12, 1>(isa, keys, queries, tiles, scores),
+            (8.., _) if is_wide => score_some::<I, S, 8, 1>(isa, keys, queries, tiles, scores),
+            (4.., [_, _, _, _]) if is_wide => score_some::<I, S, 4, 4>(isa, keys, queries, tiles, scores),
             (4.., _) => score_some::<I, S, 4, 1>(isa, keys, queries, tiles, scores),
-            (3, [_, _, _, _]) => score_some::<I, S, 3, 4>(isa, keys, queries, tiles, scores),
+            (3, [_, _, _, _]) if is_wide => score_some::<I, S, 3, 4>(isa, keys, queries, tiles, scores),
             (3, _) => score_some::<I, S, 3, 1>(isa, keys, queries, tiles, scores),
-            (2, [_, _, _, _]) => score_some::<I, S, 2, 4>(isa, keys, queries, tiles, scores),
+            (2, [_, _, _, _]) if is_wide => score_some::<I, S, 2, 4>(isa, keys, queries, tiles, scores),
             (2, _) => score_some::<I, S, 2, 1>(isa, keys, queries, tiles, scores),
             (_, [_, _, _, _]) => score_some::<I, S, 1, 4>(isa, keys, queries, tiles, scores),
             _ => score_some::<I, S, 1, 1>(isa, keys, queries, tiles, scores),
@@ -88,8 +90,8 @@ pub(super) fn gather<I: Isa, S: Stored>(
         let left = sums.len() - first;
         let (scores, factors, sums) = (&scores[first..], &factors[first..], &mut sums[first..]);
         first += match left {
-            12.. => gather_some::<I, S, 12>(isa, values, tile, scores, factors, sums),
-            8.. => gather_some::<I, S, 8>(isa, values, tile, scores, factors, sums),
+            12.. if I::REGISTERS >= 32 => gather_some::<I, S, 12>(isa, values, tile, scores, factors, sums),
+            8.. if I::REGISTERS >= 32 => gather_some::<I, S, 8>(isa, values, tile, scores, factors, sums),
             4.. => gather_some::<I, S, 4>(isa, values, tile, scores, factors, sums),
             3 => gather_some::<I, S, 3>(isa, values, tile, scores, factors, sums),
             2 => gather_some::<I, S, 2>(isa, values, tile, scores, factors, sums),

@@ -47,6 +47,8 @@ mod x86 {
         type Ints = __m512i;
         type Bytes = __m512i;
 
+        const REGISTERS: usize = 32;
+
         #[inline(always)]
         fn splat(self, value: f32) -> __m512 {
             // SAFETY: `self` proves that the processor has AVX-512 F; so in all methods below.

@@ -13,6 +13,9 @@ impl Isa for Plain {
     type Ints = [i32; LANES];
     type Bytes = [u8; 64];
 
+    /// None in particular: as the widest has, so that the oracle goes its ways.
+    const REGISTERS: usize = 32;
+
     #[inline(always)]
     fn splat(self, value: f32) -> Self::Floats {
         [value; LANES]

@@ -140,6 +140,10 @@ impl LoadingLane {
             Some(profile) => profile,
             None => self.tried_out((&of, &place), &settings, &model, kind),
         };
+        if model.language().is_some() && profile.sequences.is_none() {
+            // There is no safest way to serve it in: without its pages nothing can be generated.
+            return Err(format!("it cannot generate here: {}", profile.reason));
+        }
         if runs_first {
             let lanes: Vec<LaneSpec> = single_lanes(self.means.config.cores).collect();
             run_once(&model, &lanes, &self.means.engines.clock, &profile).map_err(reason)?;
