@@ -40,6 +40,8 @@ pub(crate) trait Format {
 
 /// A format whose numbers are multiplied as bytes: `scale * (byte - offset) + minimum`.
 pub(crate) trait Quantised: Format {
+    /// How its bytes are multiplied.
+    type Dots: Dots;
     /// Blocks in a group.
     const BLOCKS: usize;
     /// Whether there is a minimum.
@@ -50,11 +52,6 @@ pub(crate) trait Quantised: Format {
     fn start<I: Isa>(isa: I, offset: i32) -> I::Ints;
     /// The bytes of one block of a group: numbers `4 i` to `4 i + 3` of all rows.
     fn bytes<I: Isa>(isa: I, group: &[Line], block: usize) -> [I::Bytes; 8];
-    /// [`Isa::dot`] for bytes of this format.
-    #[inline(always)]
-    fn dot<I: Isa>(isa: I, sums: I::Ints, bytes: I::Bytes, four: [i8; 4]) -> I::Ints {
-        isa.dot_small(sums, bytes, four)
-    }
     /// The scales of a block: half of the group's last line.
     #[inline(always)]
     fn scales<I: Isa>(isa: I, group: &[Line], block: usize) -> I::Floats {
@@ -64,6 +61,65 @@ pub(crate) trait Quantised: Format {
     #[inline(always)]
     fn minima<I: Isa>(isa: I, _group: &[Line], _block: usize) -> I::Floats {
         isa.splat(0.0)
+    }
+}
+
+/// The dot products of the bytes of one block, eight of four bytes each, with those of one row.
+pub(crate) trait Dots {
+    /// Some of them.
+    type Some<I: Isa>: Copy;
+
+    /// Begins them, to be added to `sums`.
+    fn begin<I: Isa>(isa: I, sums: I::Ints) -> Self::Some<I>;
+    /// One more.
+    fn dot<I: Isa>(isa: I, some: Self::Some<I>, bytes: I::Bytes, four: [i8; 4]) -> Self::Some<I>;
+    /// All of them, added to the `sums` that they were begun with.
+    fn end<I: Isa>(isa: I, all: Self::Some<I>, sums: I::Ints) -> I::Ints;
+}
+
+/// Of bytes up to 15.
+#[derive(Debug)]
+pub(crate) struct OfNibbles;
+
+impl Dots for OfNibbles {
+    type Some<I: Isa> = I::Nibbles;
+
+    #[inline(always)]
+    fn begin<I: Isa>(isa: I, sums: I::Ints) -> I::Nibbles {
+        isa.begin_nibbles(sums)
+    }
+
+    #[inline(always)]
+    fn dot<I: Isa>(isa: I, some: I::Nibbles, bytes: I::Bytes, four: [i8; 4]) -> I::Nibbles {
+        isa.dot_nibbles(some, bytes, four)
+    }
+
+    #[inline(always)]
+    fn end<I: Isa>(isa: I, all: I::Nibbles, sums: I::Ints) -> I::Ints {
+        isa.end_nibbles(all, sums)
+    }
+}
+
+/// Of any bytes.
+#[derive(Debug)]
+pub(crate) struct OfBytes;
+
+impl Dots for OfBytes {
+    type Some<I: Isa> = I::Ints;
+
+    #[inline(always)]
+    fn begin<I: Isa>(_isa: I, sums: I::Ints) -> I::Ints {
+        sums
+    }
+
+    #[inline(always)]
+    fn dot<I: Isa>(isa: I, some: I::Ints, bytes: I::Bytes, four: [i8; 4]) -> I::Ints {
+        isa.dot(some, bytes, four)
+    }
+
+    #[inline(always)]
+    fn end<I: Isa>(_isa: I, all: I::Ints, _sums: I::Ints) -> I::Ints {
+        all
     }
 }
 
@@ -102,6 +158,8 @@ impl Format for Q4_1 {
 }
 
 impl Quantised for Q4_1 {
+    type Dots = OfNibbles;
+
     const BLOCKS: usize = 1;
     const HAS_MINIMUM: bool = true;
 
@@ -148,6 +206,8 @@ impl Format for Q4_0 {
 }
 
 impl Quantised for Q4_0 {
+    type Dots = OfNibbles;
+
     const BLOCKS: usize = 2;
     const HAS_MINIMUM: bool = false;
 
@@ -194,17 +254,14 @@ impl Format for Q8_0 {
 }
 
 impl Quantised for Q8_0 {
+    type Dots = OfBytes;
+
     const BLOCKS: usize = 2;
     const HAS_MINIMUM: bool = false;
 
     #[inline(always)]
     fn start<I: Isa>(isa: I, offset: i32) -> I::Ints {
         isa.shift_left::<7>(isa.splat_int(offset))
-    }
-
-    #[inline(always)]
-    fn dot<I: Isa>(isa: I, sums: I::Ints, bytes: I::Bytes, four: [i8; 4]) -> I::Ints {
-        isa.dot(sums, bytes, four)
     }
 
     #[inline(always)]

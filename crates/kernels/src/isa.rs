@@ -23,6 +23,8 @@ pub(crate) trait Isa: Copy {
     type Ints: Copy;
     /// 64 bytes.
     type Bytes: Copy;
+    /// Some dot products of bytes of four bits, not yet added up.
+    type Nibbles: Copy;
 
     /// How many of these fit into the processor's registers.
     const REGISTERS: usize;
@@ -86,9 +88,11 @@ pub(crate) trait Isa: Copy {
     /// `sums` plus, in lane `l`, the four products of the unsigned bytes `4 l` to `4 l + 3` of `a` with the
     /// signed bytes `b`; within 32 bits.
     fn dot(self, sums: Self::Ints, a: Self::Bytes, b: [i8; 4]) -> Self::Ints;
-    /// The same, where no byte of `a` is above 127.
-    #[inline(always)]
-    fn dot_small(self, sums: Self::Ints, a: Self::Bytes, b: [i8; 4]) -> Self::Ints {
-        self.dot(sums, a, b)
-    }
+
+    /// Begins up to eight dot products with bytes of four bits, to be added to `sums`.
+    fn begin_nibbles(self, sums: Self::Ints) -> Self::Nibbles;
+    /// One of them, as [`Self::dot`]; no byte of `a` is above 15.
+    fn dot_nibbles(self, dots: Self::Nibbles, a: Self::Bytes, b: [i8; 4]) -> Self::Nibbles;
+    /// All of them, added to the `sums` that they were begun with.
+    fn end_nibbles(self, dots: Self::Nibbles, sums: Self::Ints) -> Self::Ints;
 }

@@ -11,7 +11,7 @@
 use std::marker::PhantomData;
 
 use crate::cpu::{Cpu, Kernel};
-use crate::format::{self, Float, Line, Quantised};
+use crate::format::{self, Dots, Float, Line, Quantised};
 use crate::isa::Isa;
 use crate::rows::{Piece, Rows};
 use crate::tiles::{TILE, TilesPart};
@@ -125,17 +125,18 @@ impl<F: Quantised> TileProduct for QuantisedTile<F> {
                 let minima = F::minima(isa, group, block);
                 let pieces: &[Piece; N] = some.rows.pieces(index * F::BLOCKS + block, some.first);
                 // Row by row within each step: a dot product waits for the one before it.
-                let mut dots = [F::start(isa, 0); N];
+                let mut dots = [F::Dots::begin(isa, F::start(isa, 0)); N];
                 for (dots, piece) in dots.iter_mut().zip(pieces) {
-                    *dots = F::start(isa, piece.offset);
+                    *dots = F::Dots::begin(isa, F::start(isa, piece.offset));
                 }
                 for (four, bytes) in bytes.iter().enumerate() {
                     for (dots, piece) in dots.iter_mut().zip(pieces) {
-                        *dots = F::dot(isa, *dots, *bytes, piece.values[four]);
+                        *dots = F::Dots::dot(isa, *dots, *bytes, piece.values[four]);
                     }
                 }
                 for ((sum, dots), piece) in sums.iter_mut().zip(&dots).zip(pieces) {
-                    let scaled = isa.mul(isa.to_floats(*dots), scales);
+                    let whole = F::Dots::end(isa, *dots, F::start(isa, piece.offset));
+                    let scaled = isa.mul(isa.to_floats(whole), scales);
                     *sum = isa.mul_add(scaled, isa.splat(piece.scale), *sum);
                     if F::HAS_MINIMUM {
                         *sum = isa.mul_add(minima, isa.splat(piece.sum), *sum);

@@ -4,11 +4,11 @@
 mod x86 {
     use std::arch::x86_64::{
         __m128i, __m256, __m256i, _CMP_NLT_UQ, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm_loadu_si128,
-        _mm_storeu_si128, _mm256_add_epi32, _mm256_add_ps, _mm256_and_ps, _mm256_and_si256, _mm256_blendv_ps,
-        _mm256_castsi256_ps, _mm256_cmp_ps, _mm256_cmpgt_epi32, _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32,
-        _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_cvtps_ph, _mm256_div_ps, _mm256_fmadd_ps,
-        _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_max_ps,
-        _mm256_min_ps, _mm256_mul_ps, _mm256_round_ps, _mm256_set1_epi8, _mm256_set1_epi16,
+        _mm_storeu_si128, _mm256_add_epi16, _mm256_add_epi32, _mm256_add_ps, _mm256_and_ps, _mm256_and_si256,
+        _mm256_blendv_ps, _mm256_castsi256_ps, _mm256_cmp_ps, _mm256_cmpgt_epi32, _mm256_cvtepi32_ps,
+        _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_cvtps_epi32, _mm256_cvtps_ph, _mm256_div_ps,
+        _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16,
+        _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_round_ps, _mm256_set1_epi8, _mm256_set1_epi16,
         _mm256_set1_epi32, _mm256_set1_ps, _mm256_slli_epi16, _mm256_sllv_epi32, _mm256_srai_epi16,
         _mm256_srli_epi16, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_ps,
     };
@@ -73,6 +73,8 @@ mod x86 {
         type Floats = [__m256; 2];
         type Ints = [__m256i; 2];
         type Bytes = [__m256i; 2];
+        /// Sums of pairs in 16 bits: eight of two products of 15 and -128 fit.
+        type Nibbles = [__m256i; 2];
 
         const REGISTERS: usize = 8;
 
@@ -279,14 +281,23 @@ mod x86 {
             each!(_mm256_add_epi32: sums, odd)
         }
 
-        /// Two products of such a byte and a signed one fit into 16 bits.
         #[inline(always)]
-        fn dot_small(self, sums: [__m256i; 2], a: [__m256i; 2], b: [i8; 4]) -> [__m256i; 2] {
+        fn begin_nibbles(self, _sums: [__m256i; 2]) -> [__m256i; 2] {
+            self.splat_int(0)
+        }
+
+        #[inline(always)]
+        fn dot_nibbles(self, dots: [__m256i; 2], a: [__m256i; 2], b: [i8; 4]) -> [__m256i; 2] {
             let four = self.splat_int(i32::from_le_bytes(b.map(i8::cast_unsigned)));
+            let pairs = each!(_mm256_maddubs_epi16: a, four);
+            each!(_mm256_add_epi16: dots, pairs)
+        }
+
+        #[inline(always)]
+        fn end_nibbles(self, dots: [__m256i; 2], sums: [__m256i; 2]) -> [__m256i; 2] {
             // SAFETY: AVX, as above.
             let ones = [unsafe { _mm256_set1_epi16(1) }; 2];
-            let pairs = each!(_mm256_maddubs_epi16: a, four);
-            let fours = each!(_mm256_madd_epi16: pairs, ones);
+            let fours = each!(_mm256_madd_epi16: dots, ones);
             each!(_mm256_add_epi32: sums, fours)
         }
     }

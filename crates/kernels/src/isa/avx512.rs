@@ -46,6 +46,7 @@ mod x86 {
         type Floats = __m512;
         type Ints = __m512i;
         type Bytes = __m512i;
+        type Nibbles = __m512i;
 
         const REGISTERS: usize = 32;
 
@@ -239,6 +240,21 @@ mod x86 {
             let four = self.splat_int(i32::from_le_bytes(b.map(i8::cast_unsigned)));
             // SAFETY: AVX-512 VNNI, as above.
             unsafe { _mm512_dpbusd_epi32(sums, a, four) }
+        }
+
+        #[inline(always)]
+        fn begin_nibbles(self, sums: __m512i) -> __m512i {
+            sums
+        }
+
+        #[inline(always)]
+        fn dot_nibbles(self, dots: __m512i, a: __m512i, b: [i8; 4]) -> __m512i {
+            self.dot(dots, a, b)
+        }
+
+        #[inline(always)]
+        fn end_nibbles(self, dots: __m512i, _sums: __m512i) -> __m512i {
+            dots
         }
     }
 }

@@ -12,6 +12,7 @@ impl Isa for Plain {
     type Floats = [f32; LANES];
     type Ints = [i32; LANES];
     type Bytes = [u8; 64];
+    type Nibbles = [i32; LANES];
 
     /// None in particular: as the widest has, so that the oracle goes its ways.
     const REGISTERS: usize = 32;
@@ -165,5 +166,20 @@ impl Isa for Plain {
             }
         }
         sums
+    }
+
+    #[inline(always)]
+    fn begin_nibbles(self, sums: Self::Ints) -> Self::Ints {
+        sums
+    }
+
+    #[inline(always)]
+    fn dot_nibbles(self, dots: Self::Ints, a: Self::Bytes, b: [i8; 4]) -> Self::Ints {
+        self.dot(dots, a, b)
+    }
+
+    #[inline(always)]
+    fn end_nibbles(self, dots: Self::Ints, _sums: Self::Ints) -> Self::Ints {
+        dots
     }
 }
