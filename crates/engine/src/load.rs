@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
+use quadrant_kernels::Cpu;
 use quadrant_types::{Clock, ModelSpec};
 
 use crate::emulated::EmulatedModel;
@@ -89,18 +90,14 @@ pub struct Engines {
 
 impl Engines {
     /// The version of an engine: what it measures holds for no other.
-    pub fn version(&self, kind: EngineKind) -> &str {
+    pub fn version(&self, kind: EngineKind) -> String {
+        // Those within this program change with it.
+        let own = env!("CARGO_PKG_VERSION");
         match (kind, &self.onnxruntime) {
-            (EngineKind::Ort, Some(runtime)) => runtime.version(),
-            // Those within this program change with it.
-            (
-                EngineKind::Ort
-                | EngineKind::Rten
-                | EngineKind::Encoder
-                | EngineKind::Language
-                | EngineKind::Emulated,
-                _,
-            ) => env!("CARGO_PKG_VERSION"),
+            (EngineKind::Ort, Some(runtime)) => runtime.version().into(),
+            // Machines with processors of the same name may hide instruction sets.
+            (EngineKind::Encoder | EngineKind::Language, _) => format!("{own} with {}", Cpu::best().name()),
+            (EngineKind::Ort | EngineKind::Rten | EngineKind::Emulated, _) => own.into(),
         }
     }
 }
