@@ -48,9 +48,10 @@ pub struct TokenReport {
     pub each_token_ms: LatencyMs,
     /// From the intended sending to the last token.
     pub latency_ms: LatencyMs,
-    /// Tokens of answers per second, those of answers that ended while requests were sent.
+    /// Tokens of answers per second while requests were sent. Those of an answer are taken to have come
+    /// evenly: sequences that run together end together, and of whole answers there are too few to count.
     pub tokens_per_second: f64,
-    /// Tokens of these requests' prompts per second.
+    /// Tokens of prompts per second, of answers that began while requests were sent.
     pub prompt_tokens_per_second: f64,
     /// From the intended sending to the first token, of each request that was answered, in their order.
     pub first_tokens_ms: Vec<f64>,
@@ -85,7 +86,7 @@ pub(super) struct Counted {
     lag: Histogram<u64>,
     in_time: InTime,
     failures: BTreeMap<String, u64>,
-    tokens: u64,
+    tokens: f64,
     prompt_tokens: u64,
     /// First token and text of each, by its number.
     answers: BTreeMap<usize, (f64, String)>,
@@ -126,7 +127,7 @@ impl Counted {
             lag: histogram(),
             in_time: InTime::default(),
             failures: BTreeMap::new(),
-            tokens: 0,
+            tokens: 0.0,
             prompt_tokens: 0,
             answers: BTreeMap::new(),
         }
@@ -144,12 +145,11 @@ impl Counted {
     }
 
     fn count(&mut self, (index, at, lag): (usize, Duration, Duration), answer: Result<Answer, String>) {
-        if let Ok(answer) = &answer
-            && answer.last >= self.from
-            && self.until.is_none_or(|until| answer.last <= until)
-        {
-            self.tokens += answer.tokens;
-            self.prompt_tokens += answer.prompt_tokens;
+        if let Ok(answer) = &answer {
+            self.tokens += answer.tokens as f64 * self.share_within(answer.first, answer.last);
+            if self.share_within(answer.first, answer.first) > 0.0 {
+                self.prompt_tokens += answer.prompt_tokens;
+            }
         }
         if at < self.from {
             return;
@@ -179,6 +179,16 @@ impl Counted {
         self.answers.insert(index, (first.as_secs_f64() * 1e3, answer.text));
     }
 
+    /// Which share of the time from `first` to `last` requests were sent in.
+    fn share_within(&self, first: Duration, last: Duration) -> f64 {
+        let until = self.until.unwrap_or(Duration::MAX);
+        if first == last {
+            return f64::from(u8::from(first >= self.from && first <= until));
+        }
+        let within = last.min(until).saturating_sub(first.max(self.from));
+        within.as_secs_f64() / (last - first).as_secs_f64()
+    }
+
     /// Whether the attainment that is wanted cannot be reached any more.
     pub(super) fn is_lost(&self) -> bool {
         let missed = self.first.len() + self.failures.values().sum::<u64>() - self.in_time.both;
@@ -189,7 +199,7 @@ impl Counted {
         let failed: u64 = self.failures.values().sum();
         let all = (self.first.len() + failed).max(1) as f64;
         let seconds = |until: Duration| until.saturating_sub(self.from).as_secs_f64().max(1e-9);
-        let rate = |tokens: u64| tokens as f64 / seconds(self.until.unwrap_or(now));
+        let rate = |tokens: f64| tokens / seconds(self.until.unwrap_or(now));
         let (offered_per_second, concurrency) = match &plan.arrivals {
             TokenArrivals::Open(requests, length) => {
                 (Some(requests.len() as f64 / length.as_secs_f64().max(1e-3)), None)
@@ -215,7 +225,7 @@ impl Counted {
             each_token_ms: LatencyMs::of(&self.each),
             latency_ms: LatencyMs::of(&self.latency),
             tokens_per_second: rate(self.tokens),
-            prompt_tokens_per_second: rate(self.prompt_tokens),
+            prompt_tokens_per_second: rate(self.prompt_tokens as f64),
             first_tokens_ms: self.answers.values().map(|(first, _)| *first).collect(),
             texts: fnv(self.answers.values().map(|(_, text)| text.as_str())),
             send_lag_ms,
@@ -278,5 +288,38 @@ impl fmt::Display for TokenReport {
             writeln!(text, "VOID, repeat: {reason}")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Lengths;
+    use super::*;
+
+    #[test]
+    fn of_an_answer_counts_what_came_while_requests_were_sent() {
+        let seconds = Duration::from_secs;
+        let lengths = Lengths { prompt: 4, new: 4 };
+        let plan = TokenPlan {
+            address: "x:1".to_owned(),
+            model: "m".to_owned(),
+            arrivals: TokenArrivals::Closed(1, lengths, crate::Length::For(seconds(8))),
+            shared_prefix: 0,
+            uncached: false,
+            warmup: seconds(2),
+            first: None,
+            each: None,
+            attainment_min: None,
+            api_key: None,
+            seed: 7,
+        };
+        let counted = Counted::new(&plan, Box::new(|_, _| ()));
+        let share = |first, last| counted.share_within(seconds(first), seconds(last));
+        assert_eq!(
+            [share(0, 1), share(1, 3), share(3, 7), share(8, 12), share(11, 12)],
+            [0.0, 0.5, 1.0, 0.5, 0.0]
+        );
+        assert_eq!([share(1, 1), share(2, 2), share(10, 10), share(11, 11)], [0.0, 1.0, 1.0, 0.0]);
+        assert_eq!(share(0, 20), 0.4);
     }
 }
