@@ -8,11 +8,10 @@
 //!
 //! There is one of this in a process, as there is of its cores.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use quadrant_kernels::GiveWay;
+use quadrant_kernels::{Bell, GiveWay};
 use quadrant_types::CoreSet;
 
 /// How long a step is made way for at most. One that has stalled must not stop the others of its cores.
@@ -34,11 +33,8 @@ struct HeldCores {
     /// The hold that has each core; zero is none.
     holders: [AtomicU64; CoreSet::CAPACITY],
     next: AtomicU64,
-    /// Threads that wait or are about to.
-    waiters: AtomicUsize,
-    /// Held from a waiter's last look until it sleeps, so that who wakes it cannot come in between.
-    last_look: Mutex<()>,
-    let_go: Condvar,
+    /// Rung when a hold ends.
+    bell: Bell,
 }
 
 /// A step of the urgent class.
@@ -58,9 +54,7 @@ impl HeldCores {
         Self {
             holders: [const { AtomicU64::new(0) }; CoreSet::CAPACITY],
             next: AtomicU64::new(1),
-            waiters: AtomicUsize::new(0),
-            last_look: Mutex::new(()),
-            let_go: Condvar::new(),
+            bell: Bell::new(),
         }
     }
 
@@ -77,42 +71,31 @@ impl HeldCores {
         cores.cores().filter(|core| self.holders[*core].load(Ordering::SeqCst) == 0).count()
     }
 
-    /// Ends what the hold of this number still has of these cores.
-    fn let_go(&self, cores: CoreSet, number: u64) {
-        for core in cores.cores() {
-            // Another one that came after it stays.
-            let _other = self.holders[core].compare_exchange(number, 0, Ordering::SeqCst, Ordering::SeqCst);
-        }
+    /// Ends what the hold of this number still has of this core; another one that came after it stays.
+    fn let_go(&self, core: usize, number: u64) {
+        let _other = self.holders[core].compare_exchange(number, 0, Ordering::SeqCst, Ordering::SeqCst);
     }
 
+    /// Waits for more than so many of these cores. A hold that lasts all the while is one no more.
     fn wait(&self, cores: CoreSet, thread: usize) {
-        self.waiters.fetch_add(1, Ordering::SeqCst);
-        let mut look = self.last_look.lock().unwrap_or_else(PoisonError::into_inner);
-        while self.free(cores) <= thread {
-            let before: Vec<u64> = self.holders.iter().map(|holder| holder.load(Ordering::SeqCst)).collect();
-            let (again, waited) =
-                self.let_go.wait_timeout(look, PATIENCE).unwrap_or_else(PoisonError::into_inner);
-            look = again;
-            if waited.timed_out() {
-                for core in cores.cores().filter(|core| before[*core] != 0) {
-                    self.let_go(CoreSet::from_cores([core]), before[core]);
-                }
+        loop {
+            let before = self.holders.each_ref().map(|holder| holder.load(Ordering::SeqCst));
+            if self.bell.wait_for(PATIENCE, || self.free(cores) > thread) {
+                return;
+            }
+            for core in cores.cores() {
+                self.let_go(core, before[core]);
             }
         }
-        drop(look);
-        self.waiters.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.held.let_go(self.cores, self.number);
-        // Who is about to wait has counted itself before its last look, so either that look sees free cores,
-        // or it is seen here.
-        if self.held.waiters.load(Ordering::SeqCst) > 0 {
-            drop(self.held.last_look.lock().unwrap_or_else(PoisonError::into_inner));
-            self.held.let_go.notify_all();
+        for core in self.cores.cores() {
+            self.held.let_go(core, self.number);
         }
+        self.held.bell.ring();
     }
 }
 
@@ -174,6 +157,25 @@ mod tests {
         assert_eq!(held.free(cores([0, 1])), 1);
         drop(second);
         assert_eq!(held.free(cores([0, 1])), 2);
+    }
+
+    #[test]
+    fn steps_that_come_and_go_do_not_prolong_one_that_stalled() {
+        let held = leaked();
+        let _stalled = held.hold(CoreSet::from_cores([0]));
+        let helper = waiting(held, cores([0, 1]), 1);
+        let began = std::sync::Arc::new(AtomicU64::new(0));
+        let (counts, stop) = (std::sync::Arc::clone(&began), sync_channel::<()>(0));
+        let busy = std::thread::spawn(move || {
+            while stop.1.recv_timeout(PATIENCE / 50) == Err(RecvTimeoutError::Timeout) {
+                drop(held.hold(CoreSet::from_cores([1])));
+                counts.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        assert!(helper(PATIENCE * 100), "it waits no longer than for the one that stalled");
+        drop(stop.0);
+        busy.join().unwrap();
+        assert!(began.load(Ordering::SeqCst) > 0, "others came and went");
     }
 
     #[test]

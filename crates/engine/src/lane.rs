@@ -14,7 +14,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::thread::{self, JoinHandle, ThreadId};
 use std::time::Duration;
 
-use quadrant_types::{Clock, CoreSet, LaneId, ModelId, RequestId, StepId, Time};
+use quadrant_types::{Clock, ModelId, RequestId, StepId, Time};
 use smallvec::SmallVec;
 
 use crate::batch;
@@ -30,7 +30,6 @@ const DROP_GRACE: Duration = Duration::from_secs(1);
 
 /// A running lane. Dropping it stops it.
 pub struct Lane {
-    spec: LaneSpec,
     commands: Option<SyncSender<Command>>,
     shared: Arc<Shared>,
     /// Disconnects when the thread ends.
@@ -70,10 +69,7 @@ enum Command {
 }
 
 struct Shared {
-    id: LaneId,
-    cores: u32,
-    /// The cores that others leave to its steps.
-    holds: CoreSet,
+    spec: LaneSpec,
     clock: Arc<dyn Clock>,
     sink: Arc<dyn LaneSink>,
     stopping: AtomicBool,
@@ -94,13 +90,7 @@ impl Lane {
         capacity: usize,
     ) -> io::Result<Self> {
         spawn::prepare()?;
-        let cores = u32::try_from(spec.cores.len().max(1)).unwrap_or(u32::MAX);
-        let holds = match spec.class {
-            SchedulingClass::Urgent => spec.cores,
-            SchedulingClass::Idle => CoreSet::EMPTY,
-        };
-        let stopping = AtomicBool::new(false);
-        let shared = Arc::new(Shared { id: spec.id, cores, holds, clock, sink, stopping });
+        let shared = Arc::new(Shared { spec, clock, sink, stopping: AtomicBool::new(false) });
         let (commands, inbox) = sync_channel(capacity);
         let (running, ended) = sync_channel(0);
         let work = {
@@ -113,12 +103,12 @@ impl Lane {
         let name = format!("lane-{}", spec.id.0);
         let thread = ThreadSpec { name, cores: spec.cores, class: spec.class };
         let thread = spawn::spawn(thread, Box::new(work))?;
-        Ok(Self { spec, commands: Some(commands), shared, ended, thread: Some(thread) })
+        Ok(Self { commands: Some(commands), shared, ended, thread: Some(thread) })
     }
 
     /// Its cores and class.
     pub fn spec(&self) -> &LaneSpec {
-        &self.spec
+        &self.shared.spec
     }
 
     /// Gives the lane what it needs to run a model; replaces what it had for it.
@@ -194,7 +184,7 @@ impl Drop for Lane {
 
 impl fmt::Debug for Lane {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lane").field("spec", &self.spec).finish_non_exhaustive()
+        f.debug_struct("Lane").field("spec", &self.shared.spec).finish_non_exhaustive()
     }
 }
 
@@ -223,7 +213,7 @@ fn run(shared: &Arc<Shared>, runners: &mut BTreeMap<ModelId, Box<dyn Runner>>, w
         requests,
         began,
         gathered: began,
-        _hold: held_cores::hold(shared.holds),
+        _hold: (shared.spec.class == SchedulingClass::Urgent).then(|| held_cores::hold(shared.spec.cores)),
         thread: thread::current().id(),
         core_time_before: quadrant_sys::thread_time(),
     };
@@ -259,6 +249,13 @@ fn run(shared: &Arc<Shared>, runners: &mut BTreeMap<ModelId, Box<dyn Runner>>, w
     }
 }
 
+impl Shared {
+    /// How many compute a step: at least one.
+    fn cores(&self) -> u32 {
+        u32::try_from(self.spec.cores.len().max(1)).unwrap_or(u32::MAX)
+    }
+}
+
 /// What is needed to report a step, wherever it ends.
 struct Reporter {
     shared: Arc<Shared>,
@@ -266,8 +263,8 @@ struct Reporter {
     requests: SmallVec<[(RequestId, usize); 8]>,
     began: Time,
     gathered: Time,
-    /// Until it is reported, so that nobody who was woken delays the report.
-    _hold: Hold,
+    /// Of the cores of an urgent step, until it is reported: nobody who is woken then delays the report.
+    _hold: Option<Hold>,
     /// The lane's thread, and what it had used when it took the step up.
     thread: ThreadId,
     core_time_before: Duration,
@@ -305,10 +302,10 @@ impl Reporter {
         let core_time = self.core_time(core_time_elsewhere);
         let Self { shared, step, requests, began, gathered, .. } = self;
         let computed = shared.clock.now();
-        let core_time = core_time.unwrap_or_else(|| computed.since(gathered) * shared.cores);
+        let core_time = core_time.unwrap_or_else(|| computed.since(gathered) * shared.cores());
         let result = result.and_then(|outputs| scatter(&requests, outputs));
         let scattered = if result.is_ok() && requests.len() > 1 { shared.clock.now() } else { computed };
-        let lane = shared.id;
+        let lane = shared.spec.id;
         shared.sink.report(LaneReport {
             step,
             lane,
@@ -323,7 +320,7 @@ impl Reporter {
 
     /// What the operating system counted, where all of it was counted.
     fn core_time(&self, elsewhere: Duration) -> Option<Duration> {
-        let counted = self.shared.cores == 1 && thread::current().id() == self.thread;
+        let counted = self.shared.cores() == 1 && thread::current().id() == self.thread;
         counted.then(|| quadrant_sys::thread_time().saturating_sub(self.core_time_before) + elsewhere)
     }
 }

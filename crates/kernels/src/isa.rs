@@ -2,11 +2,19 @@
 //!
 //! Every operation is exact or correctly rounded, so all instruction sets agree in every bit.
 
+#[cfg(not(target_arch = "x86_64"))]
+mod absent;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod plain;
 
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) use absent::{Absent as Avx2, Absent as Avx512};
+#[cfg(target_arch = "x86_64")]
 pub(crate) use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::Avx512;
 pub(crate) use plain::Plain;
 
@@ -74,6 +82,12 @@ pub(crate) trait Isa: Copy {
 
     /// The same number in every lane.
     fn splat_int(self, value: i32) -> Self::Ints;
+    /// The same four bytes in every lane.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn splat_four(self, four: [i8; 4]) -> Self::Ints {
+        self.splat_int(i32::from_le_bytes(four.map(i8::cast_unsigned)))
+    }
     /// Each lane shifted to the left, within 32 bits.
     fn shift_left<const BITS: u32>(self, a: Self::Ints) -> Self::Ints;
     /// The nearest `f32`, ties to even.

@@ -11,6 +11,7 @@
 //! Nothing here knows a file format, a scheduler or a clock.
 
 mod attention;
+mod bell;
 mod cache;
 mod cpu;
 mod encoding;
@@ -30,6 +31,7 @@ mod team;
 mod tiles;
 
 pub use attention::{Attention, Query, Scratch};
+pub use bell::Bell;
 pub use cache::{Cache, CacheShape, CacheSlot, GROUP, Precision, TilesRow};
 pub use cpu::Cpu;
 pub use encoding::Encoding;

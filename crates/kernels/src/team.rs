@@ -14,7 +14,9 @@ use std::fmt;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::bell::Bell;
 
 /// How often a thread looks before it sleeps: 20 to 50 us.
 const LOOKS: u32 = 1_000;
@@ -51,11 +53,8 @@ struct Shared {
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     /// The team is dropped.
     is_over: AtomicBool,
-    /// Threads that sleep or are about to.
-    sleepers: AtomicUsize,
-    /// Held from a sleeper's last look until it sleeps, so that who wakes it cannot come in between.
-    last_look: Mutex<()>,
-    something_new: Condvar,
+    /// Rung when there are parts, when all have ended, and when the team is dropped.
+    bell: Bell,
 }
 
 // SAFETY: `phase` is the only field that is not `Sync`. It is written by the caller while no part is left and
@@ -141,7 +140,7 @@ impl Team {
         unsafe { *shared.phase.get() = Some(phase) };
         shared.undone.store(parts, Ordering::Relaxed);
         shared.left.store(parts, Ordering::SeqCst);
-        shared.wake();
+        shared.bell.ring();
         shared.work(0);
         shared.wait(|| shared.undone.load(Ordering::SeqCst) == 0);
         if let Some(panic) = shared.panic().take() {
@@ -153,7 +152,7 @@ impl Team {
 impl Drop for Team {
     fn drop(&mut self) {
         self.shared.is_over.store(true, Ordering::SeqCst);
-        self.shared.wake();
+        self.shared.bell.ring();
     }
 }
 
@@ -166,9 +165,7 @@ impl Shared {
             undone: AtomicUsize::new(0),
             panic: Mutex::new(None),
             is_over: AtomicBool::new(false),
-            sleepers: AtomicUsize::new(0),
-            last_look: Mutex::new(()),
-            something_new: Condvar::new(),
+            bell: Bell::new(),
         }
     }
 
@@ -201,7 +198,7 @@ impl Shared {
                 }
             }
             if self.undone.fetch_sub(1, Ordering::SeqCst) == 1 {
-                self.wake();
+                self.bell.ring();
             }
         }
     }
@@ -229,22 +226,7 @@ impl Shared {
             }
             std::hint::spin_loop();
         }
-        self.sleepers.fetch_add(1, Ordering::SeqCst);
-        let mut held = self.last_look.lock().unwrap_or_else(PoisonError::into_inner);
-        while !is_there() {
-            held = self.something_new.wait(held).unwrap_or_else(PoisonError::into_inner);
-        }
-        drop(held);
-        self.sleepers.fetch_sub(1, Ordering::SeqCst);
-    }
-
-    /// Wakes who sleeps. Who is about to has counted itself before its last look, so either that look sees
-    /// what is new, or it is seen here.
-    fn wake(&self) {
-        if self.sleepers.load(Ordering::SeqCst) > 0 {
-            drop(self.last_look.lock().unwrap_or_else(PoisonError::into_inner));
-            self.something_new.notify_all();
-        }
+        self.bell.wait(is_there);
     }
 }
 

@@ -19,7 +19,7 @@ pub fn allowed_cores() -> io::Result<CoreSet> {
     // SAFETY: `set` is a `cpu_set_t` of exactly the size that is passed; the kernel writes only into it.
     check(unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set) })?;
     // SAFETY: `CPU_ISSET` reads one bit of a set that has 1024 of them.
-    Ok(CoreSet::from_cores((0..64).filter(|core| unsafe { libc::CPU_ISSET(*core, &set) })))
+    Ok(CoreSet::from_cores((0..CoreSet::CAPACITY).filter(|core| unsafe { libc::CPU_ISSET(*core, &set) })))
 }
 
 /// Lets the calling thread, and the threads it creates from now on, run on `cores` only. The empty set

@@ -73,9 +73,7 @@ pub(super) type Progress = Box<dyn Fn(usize, usize)>;
 /// What has ended so far.
 pub(super) struct Counted {
     progress: Progress,
-    from: Duration,
-    /// When the last request is sent, if that is known.
-    until: Option<Duration>,
+    window: Window,
     objectives: (Option<Duration>, Option<Duration>),
     /// So many more may miss.
     misses_max: Option<u64>,
@@ -90,6 +88,28 @@ pub(super) struct Counted {
     prompt_tokens: u64,
     /// First token and text of each, by its number.
     answers: BTreeMap<usize, (f64, String)>,
+}
+
+/// The time in which requests are sent that count.
+struct Window {
+    from: Duration,
+    /// When the last request is sent, if that is known.
+    until: Option<Duration>,
+}
+
+impl Window {
+    fn has(&self, at: Duration) -> bool {
+        at >= self.from && self.until.is_none_or(|until| at <= until)
+    }
+
+    /// Which share of the time from `first` to `last` lies within.
+    fn share(&self, first: Duration, last: Duration) -> f64 {
+        if first == last {
+            return f64::from(u8::from(self.has(first)));
+        }
+        let within = last.min(self.until.unwrap_or(last)).saturating_sub(first.max(self.from));
+        within.as_secs_f64() / (last - first).as_secs_f64()
+    }
 }
 
 #[derive(Default)]
@@ -116,9 +136,8 @@ impl Counted {
         };
         Self {
             progress,
-            from: plan.warmup,
+            window: Window { from: plan.warmup, until },
             misses_max,
-            until,
             objectives: (plan.first, plan.each),
             ended: 0,
             first: histogram(),
@@ -146,12 +165,12 @@ impl Counted {
 
     fn count(&mut self, (index, at, lag): (usize, Duration, Duration), answer: Result<Answer, String>) {
         if let Ok(answer) = &answer {
-            self.tokens += answer.tokens as f64 * self.share_within(answer.first, answer.last);
-            if self.share_within(answer.first, answer.first) > 0.0 {
+            self.tokens += answer.tokens as f64 * self.window.share(answer.first, answer.last);
+            if self.window.has(answer.first) {
                 self.prompt_tokens += answer.prompt_tokens;
             }
         }
-        if at < self.from {
+        if at < self.window.from {
             return;
         }
         add(&mut self.lag, lag);
@@ -179,16 +198,6 @@ impl Counted {
         self.answers.insert(index, (first.as_secs_f64() * 1e3, answer.text));
     }
 
-    /// Which share of the time from `first` to `last` requests were sent in.
-    fn share_within(&self, first: Duration, last: Duration) -> f64 {
-        let until = self.until.unwrap_or(Duration::MAX);
-        if first == last {
-            return f64::from(u8::from(first >= self.from && first <= until));
-        }
-        let within = last.min(until).saturating_sub(first.max(self.from));
-        within.as_secs_f64() / (last - first).as_secs_f64()
-    }
-
     /// Whether the attainment that is wanted cannot be reached any more.
     pub(super) fn is_lost(&self) -> bool {
         let missed = self.first.len() + self.failures.values().sum::<u64>() - self.in_time.both;
@@ -198,8 +207,8 @@ impl Counted {
     pub(super) fn report(&self, plan: &TokenPlan, now: Duration, steal_percent: f64) -> TokenReport {
         let failed: u64 = self.failures.values().sum();
         let all = (self.first.len() + failed).max(1) as f64;
-        let seconds = |until: Duration| until.saturating_sub(self.from).as_secs_f64().max(1e-9);
-        let rate = |tokens: f64| tokens / seconds(self.until.unwrap_or(now));
+        let seconds = |until: Duration| until.saturating_sub(self.window.from).as_secs_f64().max(1e-9);
+        let rate = |tokens: f64| tokens / seconds(self.window.until.unwrap_or(now));
         let (offered_per_second, concurrency) = match &plan.arrivals {
             TokenArrivals::Open(requests, length) => {
                 (Some(requests.len() as f64 / length.as_secs_f64().max(1e-3)), None)
@@ -293,28 +302,13 @@ impl fmt::Display for TokenReport {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Lengths;
     use super::*;
 
     #[test]
     fn of_an_answer_counts_what_came_while_requests_were_sent() {
         let seconds = Duration::from_secs;
-        let lengths = Lengths { prompt: 4, new: 4 };
-        let plan = TokenPlan {
-            address: "x:1".to_owned(),
-            model: "m".to_owned(),
-            arrivals: TokenArrivals::Closed(1, lengths, crate::Length::For(seconds(8))),
-            shared_prefix: 0,
-            uncached: false,
-            warmup: seconds(2),
-            first: None,
-            each: None,
-            attainment_min: None,
-            api_key: None,
-            seed: 7,
-        };
-        let counted = Counted::new(&plan, Box::new(|_, _| ()));
-        let share = |first, last| counted.share_within(seconds(first), seconds(last));
+        let window = Window { from: seconds(2), until: Some(seconds(10)) };
+        let share = |first, last| window.share(seconds(first), seconds(last));
         assert_eq!(
             [share(0, 1), share(1, 3), share(3, 7), share(8, 12), share(11, 12)],
             [0.0, 0.5, 1.0, 0.5, 0.0]
