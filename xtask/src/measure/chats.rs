@@ -25,9 +25,7 @@ const EACH_MS: &str = "100";
 const ATTAINMENT: f64 = 0.99;
 /// From one rate to the next.
 const STEP: f64 = 1.1;
-/// Rates are first looked for in steps so many times as large,
-const COARSE: i32 = 4;
-/// and not below this one, at which a request comes in four seconds.
+/// The lowest rate that is tried, at which a request comes in four seconds.
 const LOWEST: i32 = -32;
 /// Seconds for which settings are compared, and the trace's speed then: a request a second.
 const TRIED: (f64, f64) = (60.0, 0.2);
@@ -71,7 +69,8 @@ pub(super) fn measure(args: &MeasureArgs) -> Result<()> {
     Ok(())
 }
 
-/// The highest speed, as a power of [`STEP`], at which enough is in time, and what was reported then.
+/// The highest speed, as a power of [`STEP`], at which enough is in time, and what was reported then. From
+/// `start`, strides of one, two, four... steps find a speed on the other side, and halving what lies between.
 fn highest(
     args: &MeasureArgs,
     server: &Server,
@@ -85,11 +84,12 @@ fn highest(
         say(&format!("  {name} at {}", line(&report)));
         Ok(report)
     };
-    let (mut low, mut high) = (start, start);
+    let (mut low, mut high, mut stride) = (start, start, 1);
     let mut found = try_at(start)?;
     if is_good(&found) {
         loop {
-            high = low + COARSE;
+            high = low + stride;
+            stride *= 2;
             match try_at(high)? {
                 report if is_good(&report) => (low, found) = (high, report),
                 _ => break,
@@ -97,7 +97,8 @@ fn highest(
         }
     } else {
         while !is_good(&found) && low > LOWEST {
-            (high, low) = (low, (low - COARSE).max(LOWEST));
+            (high, low) = (low, (low - stride).max(LOWEST));
+            stride *= 2;
             found = try_at(low)?;
         }
     }

@@ -38,14 +38,18 @@ impl Llama {
         let python = venv::make("venv-llama", REQUIREMENTS)?;
         let folder = target().join(format!("llama-{VERSION}"));
         let llama = Self { folder, python };
-        if PROGRAMS.iter().all(|name| llama.program(name).is_file()) {
+        let build = llama.folder.join("build");
+        let (stamp, processor) = (build.join("processor"), processor()?);
+        if std::fs::read_to_string(&stamp).is_ok_and(|built_for| built_for == processor) {
             return Ok(llama);
         }
         say(&format!("building llama.cpp as {PACKAGE} {VERSION} has it, with {}", FLAGS.join(" ")));
         let source = llama.source()?;
         // The environment's own, wherever the system's are.
         let tools = llama.python.parent().context("Python lies in no folder")?;
-        let build = llama.folder.join("build");
+        if build.is_dir() {
+            std::fs::remove_dir_all(&build)?;
+        }
         let mut configure = Command::new(tools.join("cmake"));
         configure.arg("-S").arg(source.join("vendor/llama.cpp")).arg("-B").arg(&build).args(FLAGS);
         configure
@@ -56,6 +60,7 @@ impl Llama {
         let mut make = Command::new(tools.join("cmake"));
         make.arg("--build").arg(&build).arg("--target").args(PROGRAMS);
         printed(&mut make)?;
+        std::fs::write(stamp, processor)?;
         Ok(llama)
     }
 
@@ -101,6 +106,13 @@ impl Llama {
         }
         Ok(to)
     }
+}
+
+/// What this processor can do: what was built for one would be too slow, or stop, on another.
+fn processor() -> Result<String> {
+    let text = std::fs::read_to_string("/proc/cpuinfo")?;
+    let flags = text.lines().find(|line| line.starts_with("flags"));
+    Ok(flags.context("/proc/cpuinfo has no line of flags")?.to_owned())
 }
 
 fn stem(path: &Path) -> String {

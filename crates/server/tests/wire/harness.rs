@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -42,7 +42,9 @@ pub(crate) fn server() -> &'static Server {
 impl Server {
     /// A server with models of its own; `name` is unique among the tests.
     pub(crate) fn start(name: &str, limits: Limits) -> Self {
-        let models = std::env::temp_dir().join(format!("quadrant-wire-{name}-{}", std::process::id()));
+        // The common server is never dropped: what stays of it goes with the build.
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let models = folder.join(format!("wire-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&models).unwrap();
         for (model, text) in descriptions() {
             std::fs::write(models.join(format!("{model}.emulated.toml")), text).unwrap();
