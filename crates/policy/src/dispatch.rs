@@ -39,6 +39,7 @@ impl Policy {
     /// Gives free lanes to waiting batches.
     pub(crate) fn dispatch(&mut self, now: Time, actions: &mut Vec<Action>) {
         self.ripe_at = None;
+        self.take_from_paused();
         match self.discipline {
             Discipline::Quadrant => self.dispatch_quadrant(now, actions),
             Discipline::Fifo => self.dispatch_fifo(now, actions),

@@ -30,6 +30,7 @@ mod load;
 mod loads;
 mod pace;
 mod pages;
+mod paused;
 mod policy;
 mod queue;
 mod quota;

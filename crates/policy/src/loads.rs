@@ -264,7 +264,7 @@ impl Policy {
         }
     }
 
-    /// Nothing of it waits or runs.
+    /// Nothing of it waits or runs; what is parked until it is loaded again needs it no more.
     fn is_idle(&self, model: ModelId) -> bool {
         self.models.get(&model).is_none_or(|queue| queue.waiting.is_empty())
             && self.aside(model) == 0
@@ -272,7 +272,7 @@ impl Policy {
             && !self
                 .sequences
                 .keys()
-                .any(|id| self.live.get(id).is_some_and(|live| live.request.model == model))
+                .any(|id| self.live.get(id).is_some_and(|live| live.request.model == model && !live.parked))
     }
 
     fn unload(&mut self, model: ModelId, actions: &mut Vec<Action>) {

@@ -40,6 +40,8 @@ pub struct Policy {
     pub(crate) sequences: FxHashMap<RequestId, Sequence>,
     /// How often a sequence had to give its pages back.
     pub(crate) sequences_preempted: u64,
+    /// Sequences whose readers do not keep up.
+    pub(crate) paused: BTreeSet<RequestId>,
     /// As many as lanes at most, in the order in which they began.
     pub(crate) running: Vec<Running>,
     /// The first waiting request with a deadline of every model, so that the next step is found without a
@@ -97,6 +99,7 @@ impl Policy {
             live: FxHashMap::default(),
             sequences: FxHashMap::default(),
             sequences_preempted: 0,
+            paused: BTreeSet::new(),
             running: Vec::new(),
             heads: BTreeSet::new(),
             ranked: BTreeSet::new(),
@@ -295,6 +298,7 @@ impl Policy {
         self.forget_hosted(id, live.request.model);
         self.leave_pages(live.request.model, id);
         self.sequences.remove(&id);
+        self.paused.remove(&id);
         self.expiries.remove(&(live.plan.expires, id));
         self.bytes_in -= live.request.work.bytes_in();
         self.quotas.ended(id, live.step.is_some(), self.cores.len());

@@ -9,6 +9,7 @@
 //! (On a device with a memory of its own they could be moved to the host instead. Here that is the same
 //! memory.)
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,6 @@ use quadrant_types::{
 use crate::admission::{Plan, unloaded};
 use crate::cost::Kind;
 use crate::iteration_cost::{iteration_kind, keys_of};
-use crate::live::Live;
 use crate::queue::{ModelQueue, OrderKey};
 use crate::running::Running;
 use crate::span::scaled;
@@ -310,26 +310,6 @@ impl Policy {
         live.plan.expires = expires;
     }
 
-    /// The reader of a sequence's tokens does not keep up: it waits until he does, or has waited for too
-    /// long.
-    pub(crate) fn reader_stalled(&mut self, id: RequestId) {
-        if self.live.get(&id).is_some_and(Live::waits) {
-            self.dequeue(id, None);
-        }
-        if let Some(live) = self.live.get_mut(&id) {
-            live.paused = true;
-        }
-    }
-
-    /// He is ready for more.
-    pub(crate) fn reader_ready(&mut self, now: Time, id: RequestId) {
-        let Some(live) = self.live.get_mut(&id) else { return };
-        let was_paused = std::mem::replace(&mut live.paused, false);
-        if was_paused && live.waits() {
-            self.wait_for_token(now, id, false);
-        }
-    }
-
     /// For the invariants: pages are with the sequences that have them, and nobody waits twice.
     pub(crate) fn pages_are_sound(&self) -> bool {
         let live = self.sequences.iter().all(|(id, sequence)| {
@@ -341,14 +321,13 @@ impl Policy {
         });
         live && self.models.iter().all(|(model, queue)| {
             let own = |id: &RequestId| self.live.get(id).is_some_and(|live| live.request.model == *model);
-            let held: Vec<PageId> = self
-                .sequences
-                .iter()
-                .filter(|(id, _)| own(id))
-                .flat_map(|(_, sequence)| sequence.pages.iter().copied())
-                .collect();
-            let users = |page| u32::try_from(held.iter().filter(|held| **held == page).count()).unwrap_or(0);
-            queue.pages.as_ref().is_none_or(|pages| pages.is_sound(users))
+            let mut users = BTreeMap::<PageId, u32>::new();
+            let held = self.sequences.iter().filter(|(id, _)| own(id)).flat_map(|(_, of)| &of.pages);
+            held.for_each(|page| *users.entry(*page).or_default() += 1);
+            queue
+                .pages
+                .as_ref()
+                .is_none_or(|pages| pages.is_sound(|page| users.get(&page).copied().unwrap_or(0)))
         })
     }
 

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use quadrant_policy::{
-    Action, Cost, Discipline, Event, LaneShape, Limits, ModelTerms, Policy, StepOutcome, StepReport, Unmet,
+    Action, Cost, Discipline, Event, LaneShape, Limits, ModelTerms, Policy, SequenceTerms, StepOutcome,
+    StepReport, Unmet,
 };
 use quadrant_types::{
     CoreSet, Ending, Error, ErrorCode, LaneId, ModelId, Objective, Priority, Request, RequestId,
@@ -349,4 +350,38 @@ fn work_goes_to_the_core_that_is_faster_at_present() {
     bench.said();
     bench.at(now + 10_000, Event::Arrived(due(id + 1, now + 10_000, 1, 20_000)));
     assert_eq!(bench.said(), [format!("s{} runs r{} on l0", id + 1, id + 1)]);
+}
+
+#[test]
+fn no_core_is_kept_for_a_model_that_could_not_use_it() {
+    let lane = |(id, (cores, class)): (u16, (&[usize], _))| LaneShape {
+        id: LaneId(id),
+        cores: CoreSet::from_cores(cores.iter().copied()),
+        class,
+    };
+    let (urgent, idle) = (SchedulingClass::Urgent, SchedulingClass::Idle);
+    let lanes: [(&[usize], _); 4] = [(&[0], urgent), (&[1], urgent), (&[0, 1], urgent), (&[0, 1], idle)];
+    let mut bench = Bench::with((0..).zip(lanes).map(lane).collect());
+    bench.up(0, 1, 1, Duration::ZERO);
+    let sequences = SequenceTerms { page_tokens: 4, pages: 100, tokens_max: 100, thousand_keys: MS };
+    let cost = |rows| Cost { rows, width: 2, beside: false, time: 100 * MS };
+    let terms = ModelTerms {
+        rows_max: 4,
+        widths: vec![2],
+        costs: [1, 4].map(cost).to_vec(),
+        sequences: Some(sequences),
+        ..ModelTerms::default()
+    };
+    bench.at(0, Event::ModelUp(ModelId(1), terms));
+    bench.at(0, Event::Arrived(due(0, 0, 1_000, 50)));
+    bench.ended(1, 0, StepOutcome::Completed);
+    let work = Work::Generate { prompt: 4, new_max: 4, bytes_in: 1 };
+    let easy = Request { work, ..request(1, 1, 1) };
+    bench.at(1, Event::Sequence(easy, [].into()));
+    assert_eq!(bench.said(), ["s0 runs r0 on l0", "r0 completed", "s1 runs r1 on l3"]);
+    // The second sequence comes first in the order, and waits for the model's step.
+    let objective = Objective::Tokens { first_by: at(400), each: 500 * MS, until: at(60_000) };
+    bench.at(2, Event::Sequence(Request { objective, work, ..request(2, 1, 2) }, [].into()));
+    bench.at(2, Event::Arrived(due(3, 2, 1_000, 900)));
+    assert_eq!(bench.said(), ["s2 runs r3 on l1"]);
 }

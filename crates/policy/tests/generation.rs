@@ -42,6 +42,7 @@ struct Client {
     sent: Sent,
     tokens: Vec<u64>,
     ended: Option<Ending>,
+    ended_at: Time,
 }
 
 impl Sent {
@@ -108,7 +109,8 @@ impl World {
             ..ModelTerms::default()
         };
         policy.on_event(Time::ZERO, Event::ModelUp(MODEL, terms), &mut Vec::new());
-        let client = |sent: Sent| Client { tokens: sent.prompt_tokens(), sent, ended: None };
+        let client =
+            |sent: Sent| Client { tokens: sent.prompt_tokens(), sent, ended: None, ended_at: Time::ZERO };
         let clients = clients.into_iter().map(client).collect();
         let (cells, running) = (BTreeMap::new(), Vec::new());
         Self { policy, now: Time::ZERO, clients, cells, running, seed: 1, pages, computed: 0, failing: false }
@@ -137,7 +139,7 @@ impl World {
                 Action::End(id, ending) => {
                     let client = &mut self.clients[usize::try_from(id.0).unwrap()];
                     assert!(client.ended.is_none(), "{id} ended twice");
-                    client.ended = Some(ending);
+                    (client.ended, client.ended_at) = (Some(ending), self.now);
                 }
                 Action::LaneStalled(..)
                 | Action::LaneRecovered(_)
@@ -378,4 +380,21 @@ fn what_is_longer_than_all_pages_is_refused_at_once() {
     let Some(Ending::Failed(error)) = &world.clients[0].ended else { panic!("it was let in") };
     assert_eq!(error.code, ErrorCode::InvalidArgument);
     assert_eq!(completed(&world), 1);
+}
+
+#[test]
+fn the_pages_of_a_reader_that_stalls_go_to_those_who_want_them() {
+    // The second has half of the pages when its reader stalls; the first wants all but one in the end, and
+    // the third more than half.
+    let stalls = Sent { stalls: Some((1, 30_000)), family: 2, ..sent(0, 20, 4) };
+    let clients = [sent(0, 8, 28), stalls, Sent { family: 3, ..sent(10, 21, 2) }];
+    let world = played(10, &clients, Discipline::Quadrant);
+    assert_eq!(completed(&world), 3);
+    let [goes_on, stalled, begins] = [0, 1, 2].map(|index| world.clients[index].ended_at);
+    assert!(goes_on.max(begins) < Time::ZERO + 2_000 * MS, "{goes_on:?} and {begins:?}");
+    assert!(stalled > Time::ZERO + 30_000 * MS);
+    // With room for everybody nobody computes anything again.
+    let roomy = played(40, &clients, Discipline::Quadrant);
+    assert_eq!((completed(&roomy), roomy.policy.sequences_preempted()), (3, 0));
+    assert_eq!(roomy.computed, 35 + 23 + 22);
 }

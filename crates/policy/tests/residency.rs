@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use quadrant_policy::{
     Action, Cost, Discipline, Event, Holding, LaneShape, Limits, Loaded, MemoryBudget, ModelTerms, Policy,
-    Purpose, Residency, StepOutcome, StepReport, Unmet,
+    Purpose, Residency, SequenceTerms, StepOutcome, StepReport, Unmet,
 };
 use quadrant_types::{
     CoreSet, Ending, Error, ErrorCode, LaneId, ModelId, Objective, Priority, Reason, Request, RequestId,
@@ -56,17 +56,22 @@ impl Bench {
     }
 
     fn arrives_for(&mut self, now_ms: u32, model: u32, objective: Objective) -> Vec<String> {
-        let request = Request {
-            id: RequestId(self.requests),
+        let request = self.request(now_ms, model, objective);
+        self.at(now_ms, Event::Arrived(request))
+    }
+
+    fn request(&mut self, now_ms: u32, model: u32, objective: Objective) -> Request {
+        let id = RequestId(self.requests);
+        self.requests += 1;
+        Request {
+            id,
             model: ModelId(model),
             tenant: TenantId(0),
             priority: Priority::default(),
             arrived: at(now_ms),
             objective,
             work: Work::Once { rows: 1, shape: ShapeId(0), bytes_in: 1 },
-        };
-        self.requests += 1;
-        self.at(now_ms, Event::Arrived(request))
+        }
     }
 
     fn loaded(&mut self, now_ms: u32, model: u32) -> Vec<String> {
@@ -80,7 +85,11 @@ impl Bench {
     }
 
     fn step_ends(&mut self, now_ms: u32, step: u64) -> Vec<String> {
-        let (core_time, outcome) = (MS, StepOutcome::Completed);
+        self.step_ends_with(now_ms, step, StepOutcome::Completed)
+    }
+
+    fn step_ends_with(&mut self, now_ms: u32, step: u64, outcome: StepOutcome) -> Vec<String> {
+        let core_time = MS;
         let report =
             StepReport { step: StepId(step), began: at(now_ms), ended: at(now_ms), core_time, outcome };
         self.at(now_ms, Event::Ended(report))
@@ -186,6 +195,42 @@ fn the_busy_make_room_when_nobody_else_can() {
     assert_eq!(bench.step_ends(216, 3), ["r2 completed", "unload m2"]);
     assert_eq!(bench.unloaded(217, 2), ["load m1"]);
     assert_eq!(bench.loaded(227, 1), ["s4 runs r4"]);
+}
+
+#[test]
+fn a_model_that_generates_makes_room_though_more_is_asked_of_it() {
+    let mut bench = Bench::new();
+    let generates = |bench: &mut Bench, now_ms| {
+        let work = Work::Generate { prompt: 3, new_max: 9, bytes_in: 1 };
+        let request = Request { work, ..bench.request(now_ms, 1, Objective::BestEffort) };
+        bench.at(now_ms, Event::Sequence(request, [].into()))
+    };
+    let iterates = |bench: &mut Bench, now_ms, step, over: &[u64]| {
+        let over = over.iter().copied().map(RequestId).collect();
+        bench.step_ends_with(now_ms, step, StepOutcome::Iterated(over))
+    };
+    let sequences = SequenceTerms { page_tokens: 4, pages: 10, tokens_max: 40, thousand_keys: MS };
+    let terms = ModelTerms { sequences: Some(sequences), ..terms() };
+    let loaded = |bench: &mut Bench, now_ms| {
+        let loaded = Loaded { terms: terms.clone(), bytes: 60, took: 10 * MS };
+        bench.at(now_ms, Event::LoadEnded(ModelId(1), Ok(loaded)))
+    };
+    let residency = Residency::OnDemand { idle_after: None };
+    let holding = Holding { bytes: 60, load_bytes: 60, load_time: 10 * MS, residency, objective: None };
+    assert!(bench.at(0, Event::Known(ModelId(1), terms.clone(), holding)).is_empty());
+    bench.known(2, 60);
+    assert_eq!(generates(&mut bench, 0), ["load m1"]);
+    assert_eq!(loaded(&mut bench, 10), ["s0 runs r0"]);
+    assert!(bench.arrives(11, 2).is_empty(), "m1 works, and may be done soon");
+    assert!(bench.at(211, Event::Tick).is_empty());
+    assert!(generates(&mut bench, 212).is_empty(), "it waits outside");
+    assert_eq!(iterates(&mut bench, 213, 0, &[]), ["s1 runs r0"]);
+    assert_eq!(iterates(&mut bench, 214, 1, &[0]), ["r0 completed", "unload m1"]);
+    assert_eq!(bench.unloaded(215, 1), ["load m2"]);
+    assert_eq!(bench.loaded(225, 2), ["s2 runs r1"]);
+    assert_eq!(bench.step_ends(226, 2), ["r1 completed", "unload m2"]);
+    assert_eq!(bench.unloaded(227, 2), ["load m1"]);
+    assert_eq!(loaded(&mut bench, 237), ["s3 runs r2"]);
 }
 
 #[test]

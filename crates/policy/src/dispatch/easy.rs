@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use quadrant_types::{CoreSet, ModelId, RequestId, SchedulingClass, ShapeId, Time};
 
-use super::quadrant::{PASSED_OVER_MAX, WIDE_GAIN};
+use super::quadrant::{NotNow, PASSED_OVER_MAX, WIDE_GAIN};
 use super::slots::Slots;
 use crate::cost::{Beside, Kind};
 use crate::policy::Policy;
@@ -58,16 +58,17 @@ impl Policy {
             let Some(id) = self.shares.iter().take(BATCH_SCAN_MAX).find(new) else { return };
             let live = &self.live[&id];
             let (model, key) = (live.request.model, live.plan.key);
-            let placed = self.place_easy(now, model, key, slots);
-            match placed {
-                Some((lane, batch)) if batch.ripe_at <= now => self.start(now, model, lane, batch, actions),
+            match self.place_easy(now, model, key, slots) {
+                Ok((lane, batch)) if batch.ripe_at <= now => self.start(now, model, lane, batch, actions),
                 // It waits for more rows, or for more cores than are free; others need not.
-                Some((_, batch)) => {
+                Ok((_, batch)) => {
                     self.note_ripe(batch.ripe_at);
                     passed_over.insert(self.group_of(id));
                 }
-                None => {
-                    held = held.union(self.cores_to_keep(model));
+                Err(not_now) => {
+                    if !matches!(not_now, NotNow::Nothing) {
+                        held = held.union(self.cores_to_keep(model));
+                    }
                     passed_over.insert(self.group_of(id));
                 }
             }
@@ -86,13 +87,13 @@ impl Policy {
         model: ModelId,
         key: OrderKey,
         slots: Slots,
-    ) -> Option<(LaneShape, Candidate)> {
+    ) -> Result<(LaneShape, Candidate), NotNow> {
         let queue = &self.models[&model];
         if self.has_its_step(model) {
-            return None;
+            return Err(NotNow::Nothing);
         }
         if let Some(placed) = self.place_wide_iteration(now, model, key, slots) {
-            return Some(placed);
+            return Ok(placed);
         }
         let width = queue.terms.widths[0];
         let turn_is_open = self.turn_is_open(slots);
@@ -100,17 +101,18 @@ impl Policy {
             let is_turn = || turn_is_open && lane.cores.overlaps(self.floor.turn());
             lane.cores.is_subset(slots.free) || (lane.cores.is_subset(slots.open) && is_turn())
         };
-        let lane = self.fastest(now, self.fitting(width, SchedulingClass::Urgent).filter(usable))?;
+        let lane = self.fastest(now, self.fitting(width, SchedulingClass::Urgent).filter(usable));
+        let lane = lane.ok_or(NotNow::NoLane)?;
         let batch = self.narrow_batch(now, model, key, lane.cores);
         if batch.requests.is_empty() {
-            return None;
+            return Err(NotNow::Nothing);
         }
         if self.load.has_deadlines() {
             let twin = self.idle_twin(model, lane).filter(|_| lane.cores.is_subset(slots.free));
-            return Some((twin.unwrap_or(lane), batch));
+            return Ok((twin.unwrap_or(lane), batch));
         }
         if queue.terms.sequences.is_some() {
-            return Some((lane, batch));
+            return Ok((lane, batch));
         }
         // Nobody else wants the other cores.
         let to_spare = self.queued == batch.requests.len() && self.load.is_light();
@@ -122,10 +124,10 @@ impl Policy {
             let may = |lane: &LaneShape| gains && lane.cores.is_subset(slots.free);
             if let Some(wide) = self.fitting(widest, SchedulingClass::Urgent).find(may) {
                 let setting = self.setting(now, wide.cores, Beside::Nothing);
-                return Some((wide, queue.batch_from(key, now, setting)));
+                return Ok((wide, queue.batch_from(key, now, setting)));
             }
         }
-        Some((lane, batch))
+        Ok((lane, batch))
     }
 
     /// Whether best effort could begin a step where it is its turn.

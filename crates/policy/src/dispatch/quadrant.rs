@@ -25,7 +25,9 @@ pub(super) const WIDE_GAIN: f64 = 1.15;
 const WAITS_DIVISOR: u32 = 2;
 
 /// Why a batch does not begin.
-enum NotNow {
+pub(super) enum NotNow {
+    /// It would not whatever was free: a step of its model runs, or nothing of it can go on.
+    Nothing,
     /// No lane that it may have is open.
     NoLane,
     /// It waits rather than preempt, until then at the longest.
@@ -67,9 +69,13 @@ impl Policy {
                 Ok(placed) => placed,
                 Err(not_now) => {
                     passed_over += 1;
-                    kept = kept.union(self.cores_to_keep(model));
-                    if let NotNow::WaitsUntil(time) = not_now {
-                        self.note_ripe(time);
+                    match not_now {
+                        NotNow::Nothing => {}
+                        NotNow::NoLane => kept = kept.union(self.cores_to_keep(model)),
+                        NotNow::WaitsUntil(time) => {
+                            kept = kept.union(self.cores_to_keep(model));
+                            self.note_ripe(time);
+                        }
                     }
                     continue;
                 }
@@ -107,14 +113,14 @@ impl Policy {
     ) -> Result<(LaneShape, Candidate), NotNow> {
         let queue = &self.models[&model];
         if self.has_its_step(model) {
-            return Err(NotNow::NoLane);
+            return Err(NotNow::Nothing);
         }
         if let Some(placed) = self.place_wide_iteration(now, model, key, slots) {
             return Ok(placed);
         }
         let (lane, narrow) = self.place_narrow(now, model, key, slots)?;
         if queue.terms.sequences.is_some() {
-            return if narrow.requests.is_empty() { Err(NotNow::NoLane) } else { Ok((lane, narrow)) };
+            return if narrow.requests.is_empty() { Err(NotNow::Nothing) } else { Ok((lane, narrow)) };
         }
         let Some(width) = queue.terms.widths.last().copied().filter(|width| *width > queue.terms.widths[0])
         else {
