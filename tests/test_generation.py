@@ -348,3 +348,16 @@ def test_tokens_there_and_back(server):
     assert ask("/detokenize", {"model": "smollm2", "tokens": tokens["tokens"]}) == {"prompt": "Hello world"}
     chat = ask("/tokenize", {"model": "smollm2", "messages": COLORS})
     assert chat["count"] > 20
+
+
+def test_a_prompt_that_cannot_fit_is_refused_before_it_is_read(server):
+    before = server.resident_bytes()
+    long = "a" * 20_000_000
+    for path, body in [("/v1/completions", {"prompt": long}), ("/tokenize", {"prompt": long}),
+                       ("/v1/chat/completions", {"messages": [{"role": "user", "content": long}]}),
+                       ("/v1/completions", {"prompt": [1] * 1_000_000}), ("/detokenize", {"tokens": [1] * 1_000_000})]:
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            post(server, path, {"model": "smollm2"} | body)
+        said = json.load(caught.value)["error"]["message"]
+        assert caught.value.code == 400 and "maximum context length is `" in said, said
+    assert server.resident_bytes() < before + 500_000_000, "a hundred times the text would be 2 GB"

@@ -82,6 +82,8 @@ def test_a_rate_is_kept_and_the_wait_is_true():
     with serve(tenant("alpha", digest, "requests_per_second = 2.0\nburst = 2")) as server:
         replies = [infer(server, "quick", bearer(key)) for _ in range(3)]
         assert [reply.status for reply in replies] == [200, 200, 429]
+        tokens = server.post("/tokenize", {"model": "quick", "prompt": "x"}, bearer(key))
+        assert tokens.status == 429, "what takes no step is work, too"
         refused = replies[-1]
         assert refused.headers["x-quadrant-reason"] == "tenant_requests"
         assert refused.headers["retry-after"] == "1"

@@ -70,6 +70,8 @@ pub struct Tokenizer {
     /// The bytes of all tokens, one after the other, and where each begins.
     bytes: Vec<u8>,
     starts: Vec<usize>,
+    /// The bytes of the longest token.
+    longest: usize,
     begin: Option<u32>,
     end: Option<u32>,
     turn_end: Option<u32>,
@@ -116,10 +118,22 @@ impl Tokenizer {
         let begin = if begin { Some(metadata.u32("tokenizer.ggml.bos_token_id")?) } else { None };
         let end = optional(metadata.u32("tokenizer.ggml.eos_token_id"))?;
         let turn_end = optional(metadata.u32("tokenizer.ggml.eot_token_id"))?;
-        Ok(Self { inner, bytes, starts, begin, end, turn_end })
+        let named = [begin, end, turn_end].into_iter().flatten();
+        if let Some(unknown) = named.into_iter().find(|token| *token as usize >= tokens.len()) {
+            let count = tokens.len();
+            return Err(unsupported(format!("it names a token `{unknown}`, and has `{count}` of them")));
+        }
+        let longest = starts.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
+        Ok(Self { inner, bytes, starts, longest, begin, end, turn_end })
     }
 
-    /// The tokens of a text, in which control tokens may be written out.
+    /// The most bytes that so many tokens stand for: a longer text has more of them.
+    pub fn bytes_max(&self, tokens: u32) -> usize {
+        self.longest.saturating_mul(tokens as usize)
+    }
+
+    /// The tokens of a text, in which control tokens may be written out. It takes memory of about a hundred
+    /// times the text.
     ///
     /// # Errors
     /// What the library says of the text.

@@ -47,8 +47,8 @@ pub(crate) fn prepare(
     let language = entry.language.clone();
     let language =
         language.ok_or_else(|| Error::invalid(format!("the model `{name}` does not generate text")))?;
-    let (prompt, text) = prompt_of(&language, name, &asked.prompt)?;
-    let longest = entry.terms.sequences.map_or(0, |sequences| sequences.longest()) as usize;
+    let (prompt, text) = prompt_of(&language, entry, &asked.prompt)?;
+    let longest = context_of(entry) as usize;
     let left = longest.saturating_sub(prompt.len());
     let tokens_max = asked.tokens_max.map_or(left, |tokens| tokens as usize);
     if prompt.is_empty() {
@@ -89,15 +89,27 @@ pub(crate) fn prepare(
     Ok(Prepared { requests, language, prompt: text })
 }
 
+/// Tokens of prompt and answer together, at most.
+pub(crate) fn context_of(entry: &ModelEntry) -> u32 {
+    entry.terms.sequences.map_or(0, |sequences| sequences.longest())
+}
+
 /// The tokens of a prompt, and its text.
 ///
 /// # Errors
-/// It cannot be read, or the model has no template for a chat.
+/// It cannot be read, is certainly longer than the model's context, or the model has no template for a chat.
 pub(crate) fn prompt_of(
     language: &Language,
-    name: &str,
+    entry: &ModelEntry,
     prompt: &Prompt,
 ) -> Result<(Vec<u32>, String), Error> {
+    let (name, longest) = (&entry.spec.name, context_of(entry));
+    // Reading it takes far more memory than its text does.
+    let too_long = |what: String| {
+        Error::invalid(format!(
+            "this model's maximum context length is `{longest}` tokens; the prompt has {what}"
+        ))
+    };
     let text = match prompt {
         Prompt::Text(text) => text.clone(),
         Prompt::Chat(messages) => {
@@ -107,6 +119,9 @@ pub(crate) fn prompt_of(
                 ))
             })?;
             template.render(messages).map_err(|error| Error::invalid(error.to_string()))?
+        }
+        Prompt::Tokens(tokens) if tokens.len() > longest as usize => {
+            return Err(too_long(format!("`{}`", tokens.len())));
         }
         Prompt::Tokens(tokens) => {
             let count = language.tokenizer.token_count();
@@ -118,6 +133,9 @@ pub(crate) fn prompt_of(
             return Ok((tokens.clone(), String::from_utf8_lossy(&bytes).into_owned()));
         }
     };
+    if text.len() > language.tokenizer.bytes_max(longest) {
+        return Err(too_long(format!("`{}` bytes, which are more", text.len())));
+    }
     let tokens = language.tokenizer.encode(&text);
     let tokens = tokens.map_err(|error| Error::invalid(format!("the prompt cannot be read: {error}")))?;
     Ok((tokens, text))

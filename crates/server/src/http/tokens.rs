@@ -10,10 +10,10 @@ use serde_json::json;
 use crate::Shared;
 use crate::access::Caller;
 use crate::asked::{Prompt, Turn, message, parsed};
-use crate::generation::prompt_of;
+use crate::generation::{context_of, prompt_of};
 use crate::http::body::{self, RequestReader};
-use crate::http::response;
 use crate::http::segments::Segments;
+use crate::http::{openai, response};
 
 /// Which way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,15 +40,16 @@ pub(crate) async fn answer(
     (direction, headers): (Direction, &HeaderMap),
     body: &mut RequestReader,
 ) -> Result<Response<Segments>, Error> {
+    openai::terms(shared, caller, headers, body).await?;
     let bytes = body::read(shared, headers, body, 0).await?;
-    let asked: Body = parsed(&bytes)?;
-    caller.may_use(shared, &asked.model)?;
-    let entry = shared.handle.find(&asked.model, None)?;
-    let name = Arc::clone(&entry.spec.name);
-    let language = entry.language.clone();
-    let language = language.ok_or_else(|| Error::invalid(format!("the model `{name}` has no tokens")))?;
-    let longest = entry.terms.sequences.map_or(0, |sequences| sequences.longest());
+    let (state, caller) = (Arc::clone(shared), caller.clone());
     let work = move || {
+        let asked: Body = parsed(&bytes)?;
+        caller.may_use(&state, &asked.model)?;
+        let entry = state.handle.find(&asked.model, None)?;
+        let language = entry.language.as_ref();
+        let language = language
+            .ok_or_else(|| Error::invalid(format!("the model `{}` has no tokens", entry.spec.name)))?;
         let prompt = match (direction, asked.tokens, asked.messages, asked.prompt) {
             (Direction::ToText, Some(tokens), ..) => Prompt::Tokens(tokens),
             (Direction::ToText, ..) => return Err(Error::invalid("you must provide a `tokens` parameter")),
@@ -58,11 +59,11 @@ pub(crate) async fn answer(
             (Direction::FromText, _, _, Some(text)) => Prompt::Text(text),
             (Direction::FromText, ..) => return Err(Error::invalid("you must provide a `prompt` parameter")),
         };
-        let (tokens, text) = prompt_of(&language, &name, &prompt)?;
+        let (tokens, text) = prompt_of(language, &entry, &prompt)?;
         Ok(match direction {
             Direction::ToText => json!({"prompt": text}),
             Direction::FromText => {
-                json!({"count": tokens.len(), "max_model_len": longest, "tokens": tokens})
+                json!({"count": tokens.len(), "max_model_len": context_of(&entry), "tokens": tokens})
             }
         })
     };
