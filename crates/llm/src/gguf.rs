@@ -10,7 +10,7 @@ mod types;
 mod value;
 
 #[cfg(test)]
-mod builder;
+pub(crate) mod builder;
 #[cfg(test)]
 mod tests;
 

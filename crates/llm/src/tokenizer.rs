@@ -201,3 +201,35 @@ fn unsupported(what: String) -> FileError {
     let instead = "take a model with byte-level BPE tokens, such as SmolLM".into();
     FileError::Unsupported { what, offset: 0, instead }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::builder::{GgufBuilder, text};
+    use crate::gguf::{Gguf, ValueType};
+
+    #[test]
+    fn a_tokenizer_names_no_token_that_it_has_not() {
+        let file = |begin: u32| {
+            GgufBuilder::new()
+                .entry("tokenizer.ggml.model", ValueType::Str, &text("gpt2"))
+                .entry("tokenizer.ggml.pre", ValueType::Str, &text("gpt-2"))
+                .array(
+                    "tokenizer.ggml.tokens",
+                    ValueType::Str,
+                    3,
+                    &[text("a"), text("b"), text("ab")].concat(),
+                )
+                .array("tokenizer.ggml.merges", ValueType::Str, 1, &text("a b"))
+                .entry("tokenizer.ggml.add_bos_token", ValueType::Bool, &[1])
+                .u32("tokenizer.ggml.bos_token_id", begin)
+                .finish()
+        };
+        let tokenizer = |file: &[u8]| Tokenizer::of_gguf(&Gguf::parse(file).unwrap().metadata);
+        let good = tokenizer(&file(1)).unwrap();
+        assert_eq!(good.encode("abb"), Ok(vec![1, 2, 1]));
+        assert_eq!(good.bytes_max(10), 20, "the longest has two bytes");
+        let said = tokenizer(&file(3)).unwrap_err().to_string();
+        assert!(said.contains("it names a token `3`, and has `3` of them"), "{said}");
+    }
+}

@@ -5,6 +5,7 @@
 //! common. The rate is that of the trace, stretched or squeezed in steps of a tenth.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use quadrant_bench::TokenReport;
@@ -25,17 +26,21 @@ const EACH_MS: &str = "100";
 const ATTAINMENT: f64 = 0.99;
 /// From one rate to the next.
 const STEP: f64 = 1.1;
-/// The lowest rate that is tried, at which a request comes in four seconds.
+/// Between one rate and the next, so that what the one left behind is not put down to the other.
+const REST: Duration = Duration::from_secs(10);
+/// The lowest rate that is tried, at which a request comes in about ten seconds.
 const LOWEST: i32 = -32;
-/// Seconds for which settings are compared, and the trace's speed then: a request a second.
-const TRIED: (f64, f64) = (60.0, 0.2);
+/// Seconds for which settings are compared, and for which rates are tried until one is known to begin with.
+const TRIED_S: f64 = 60.0;
+/// The step of the speed at which that begins: about a request in two seconds.
+const TRIED_STEP: i32 = -17;
 
 /// The highest rate at which 99 of 100 requests meet both objectives, over that of llama.cpp's server.
 pub(super) fn measure(args: &MeasureArgs) -> Result<()> {
     let llama = Llama::prepare()?;
     let (models, config) = alone()?;
     let settings = best_settings(args, &llama, &models)?;
-    let (mut at, mut ratios, mut rates) = ([10, -24], Vec::new(), [Vec::new(), Vec::new()]);
+    let (mut at, mut ratios, mut rates) = ([None; 2], Vec::new(), [Vec::new(), Vec::new()]);
     for repetition in 0..args.repetitions {
         let seed = 1 + repetition as u64;
         let mut rate = [0.0; 2];
@@ -44,8 +49,11 @@ pub(super) fn measure(args: &MeasureArgs) -> Result<()> {
                 0 => Server::quadrant(&models, &config)?,
                 _ => llama_server(&llama, &models, settings)?,
             };
-            let (step, report) = highest(args, &server, name, at[side], seed)?;
-            at[side] = step;
+            let search = |seconds: f64, step| highest((&server, name), (seconds, seed), step);
+            let short = TRIED_S.min(args.trace_seconds);
+            let start = at[side].map_or_else(|| search(short, TRIED_STEP).map(|found| found.0), Ok)?;
+            let (step, report) = search(args.trace_seconds, start)?;
+            at[side] = Some(step);
             rate[side] = report.offered_per_second.context("an open loop")?;
             if !is_good(&report) {
                 say(&format!("  {name} is late at every rate: the lowest counts"));
@@ -72,16 +80,16 @@ pub(super) fn measure(args: &MeasureArgs) -> Result<()> {
 /// The highest speed, as a power of [`STEP`], at which enough is in time, and what was reported then. From
 /// `start`, strides of one, two, four... steps find a speed on the other side, and halving what lies between.
 fn highest(
-    args: &MeasureArgs,
-    server: &Server,
-    name: &str,
+    (server, name): (&Server, &str),
+    (seconds, seed): (f64, u64),
     start: i32,
-    seed: u64,
 ) -> Result<(i32, TokenReport)> {
     let try_at = |step: i32| -> Result<TokenReport> {
+        #[expect(clippy::disallowed_methods, reason = "another process tells no channel of ours")]
+        std::thread::sleep(REST);
         let speed = STEP.powi(step);
-        let report = replay(server, (args.trace_seconds, speed), (seed, true))?;
-        say(&format!("  {name} at {}", line(&report)));
+        let report = replay(server, (seconds, speed), (seed, true))?;
+        say(&format!("  {name}, {seconds} s at {}", line(&report)));
         Ok(report)
     };
     let (mut low, mut high, mut stride) = (start, start, 1);
@@ -161,8 +169,8 @@ fn best_settings(args: &MeasureArgs, llama: &Llama, models: &Path) -> Result<(u3
     let mut best = None;
     for settings in LLAMA_SETTINGS {
         let server = llama_server(llama, models, settings)?;
-        let (seconds, speed) = TRIED;
-        let report = replay(&server, (seconds.min(args.trace_seconds), speed), (1_000, false))?;
+        let (seconds, speed) = (TRIED_S.min(args.trace_seconds), STEP.powi(TRIED_STEP));
+        let report = replay(&server, (seconds, speed), (1_000, false))?;
         let (slots, pass) = settings;
         say(&format!("  llama-server, {slots} at a time, {pass} tokens in a pass: {}", line(&report)));
         let figure = (report.attainment, -report.first_token_ms.mean);

@@ -3,7 +3,7 @@
 use super::value::ValueType;
 
 /// A file in the making. Nothing that it is given is checked.
-pub(super) struct GgufBuilder {
+pub(crate) struct GgufBuilder {
     magic: [u8; 4],
     version: u32,
     entry_count: u64,
@@ -16,7 +16,7 @@ pub(super) struct GgufBuilder {
 
 impl GgufBuilder {
     /// A file of version 3 without anything.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             magic: *b"GGUF",
             version: 3,
@@ -29,26 +29,26 @@ impl GgufBuilder {
         }
     }
 
-    pub(super) fn magic(self, magic: [u8; 4]) -> Self {
+    pub(crate) fn magic(self, magic: [u8; 4]) -> Self {
         Self { magic, ..self }
     }
 
-    pub(super) fn version(self, version: u32) -> Self {
+    pub(crate) fn version(self, version: u32) -> Self {
         Self { version, ..self }
     }
 
     /// Says that there are so many tensors and entries, besides those that are added after this.
-    pub(super) fn claiming(self, tensor_count: u64, entry_count: u64) -> Self {
+    pub(crate) fn claiming(self, tensor_count: u64, entry_count: u64) -> Self {
         Self { tensor_count, entry_count, ..self }
     }
 
     /// Where the weights begin, and each tensor; without an entry that says so.
-    pub(super) fn aligned(self, alignment: usize) -> Self {
+    pub(crate) fn aligned(self, alignment: usize) -> Self {
         Self { alignment, ..self }
     }
 
     /// An entry whose value is written as `value`.
-    pub(super) fn entry(mut self, key: impl AsRef<[u8]>, of: ValueType, value: &[u8]) -> Self {
+    pub(crate) fn entry(mut self, key: impl AsRef<[u8]>, of: ValueType, value: &[u8]) -> Self {
         self.entry_count = self.entry_count.wrapping_add(1);
         self.entries.extend(text(key));
         self.entries.extend(number_of(of).to_le_bytes());
@@ -56,16 +56,16 @@ impl GgufBuilder {
         self
     }
 
-    pub(super) fn u32(self, key: &str, value: u32) -> Self {
+    pub(crate) fn u32(self, key: &str, value: u32) -> Self {
         self.entry(key, ValueType::U32, &value.to_le_bytes())
     }
 
-    pub(super) fn array(self, key: &str, of: ValueType, count: u64, values: &[u8]) -> Self {
+    pub(crate) fn array(self, key: &str, of: ValueType, count: u64, values: &[u8]) -> Self {
         self.entry(key, ValueType::Array, &array(of, count, values))
     }
 
     /// A tensor behind those before it. Its dimensions are as in the file, the innermost first.
-    pub(super) fn tensor(mut self, name: &str, dimensions: &[u64], number: u32, bytes: &[u8]) -> Self {
+    pub(crate) fn tensor(mut self, name: &str, dimensions: &[u64], number: u32, bytes: &[u8]) -> Self {
         self.weights.resize(self.weights.len().next_multiple_of(self.alignment), 0);
         let offset = self.weights.len() as u64;
         self.weights.extend(bytes);
@@ -73,7 +73,7 @@ impl GgufBuilder {
     }
 
     /// The description of a tensor that may not be there.
-    pub(super) fn described(mut self, name: &str, dimensions: &[u64], number: u32, offset: u64) -> Self {
+    pub(crate) fn described(mut self, name: &str, dimensions: &[u64], number: u32, offset: u64) -> Self {
         self.tensor_count = self.tensor_count.wrapping_add(1);
         self.tensors.extend(text(name));
         self.tensors.extend(u32::try_from(dimensions.len()).unwrap().to_le_bytes());
@@ -84,7 +84,7 @@ impl GgufBuilder {
     }
 
     /// The file, which ends with the last byte of the last tensor.
-    pub(super) fn finish(self) -> Vec<u8> {
+    pub(crate) fn finish(self) -> Vec<u8> {
         let mut file = [&self.magic[..], &self.version.to_le_bytes()].concat();
         file.extend(self.tensor_count.to_le_bytes());
         file.extend(self.entry_count.to_le_bytes());
@@ -99,13 +99,13 @@ impl GgufBuilder {
 }
 
 /// A text as the format writes it.
-pub(super) fn text(text: impl AsRef<[u8]>) -> Vec<u8> {
+pub(crate) fn text(text: impl AsRef<[u8]>) -> Vec<u8> {
     let text = text.as_ref();
     [&(text.len() as u64).to_le_bytes(), text].concat()
 }
 
 /// The value of an array as the format writes it.
-pub(super) fn array(of: ValueType, count: u64, values: &[u8]) -> Vec<u8> {
+pub(crate) fn array(of: ValueType, count: u64, values: &[u8]) -> Vec<u8> {
     [&number_of(of).to_le_bytes()[..], &count.to_le_bytes(), values].concat()
 }
 
