@@ -110,9 +110,15 @@ pub(crate) fn prompt_of(
             "this model's maximum context length is `{longest}` tokens; the prompt has {what}"
         ))
     };
+    let bytes_max = language.tokenizer.bytes_max(longest);
+    let more = |bytes: usize| too_long(format!("`{bytes}` bytes, which are more"));
     let text = match prompt {
         Prompt::Text(text) => text.clone(),
         Prompt::Chat(messages) => {
+            let said = messages.iter().map(|message| message.content.len()).sum();
+            if said > bytes_max {
+                return Err(more(said));
+            }
             let template = language.template.as_ref().ok_or_else(|| {
                 Error::invalid(format!(
                     "the file of the model `{name}` has no chat template; send the text to `/v1/completions`"
@@ -133,8 +139,8 @@ pub(crate) fn prompt_of(
             return Ok((tokens.clone(), String::from_utf8_lossy(&bytes).into_owned()));
         }
     };
-    if text.len() > language.tokenizer.bytes_max(longest) {
-        return Err(too_long(format!("`{}` bytes, which are more", text.len())));
+    if text.len() > bytes_max {
+        return Err(more(text.len()));
     }
     let tokens = language.tokenizer.encode(&text);
     let tokens = tokens.map_err(|error| Error::invalid(format!("the prompt cannot be read: {error}")))?;

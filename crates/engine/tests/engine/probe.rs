@@ -117,7 +117,7 @@ fn every_width_is_measured_alone_and_narrow_ones_beside_others() {
         println!("skipped: one core");
         return;
     }
-    let text = "latency = { kind = 'fixed', step_us = 500 }
+    let text = "latency = { kind = 'fixed', step_us = 5000 }
 inputs = [{ name = 'x', datatype = 'FP32', dims = ['b', 4] }]
 outputs = [{ name = 'y', from = 'x' }]";
     let file = TempFile::new("model.emulated.toml", text);
