@@ -361,3 +361,30 @@ def test_a_prompt_that_cannot_fit_is_refused_before_it_is_read(server):
         said = json.load(caught.value)["error"]["message"]
         assert caught.value.code == 400 and "maximum context length is `" in said, said
     assert server.resident_bytes() < before + 500_000_000, "a hundred times the text would be 2 GB"
+
+
+def test_what_commands_is_not_text(client, server):
+    [begins] = json.loads(post(server, "/tokenize", {"model": "smollm2", "prompt": "<|im_start|>"}))["tokens"]
+    biased = {"logit_bias": {str(begins): 100}, "max_tokens": 3, "logprobs": 0}
+    answer = complete(client, **biased)
+    assert answer.choices[0].text == "" and answer.usage.completion_tokens == 3
+    assert answer.choices[0].logprobs.tokens == ["<|im_start|>"] * 3
+
+
+def test_streams_of_grpc_are_answered_when_the_server_ends(assets):
+    with Server({"smollm2.gguf": assets / "models/smollm2.gguf"}, "") as server:
+        answers, over = [], queue.Queue()
+        with grpc.InferenceServerClient(server.grpc) as client:
+            client.start_stream(callback=lambda result, error: over.put((result, error)))
+            text = grpc.InferInput("text_input", [1], "BYTES")
+            text.set_data_from_numpy(np.array([CAPITAL.encode()], dtype=object))
+            in_parts = grpc.InferInput("stream", [1], "BOOL")
+            in_parts.set_data_from_numpy(np.array([True]))
+            client.async_stream_infer("smollm2", [text, in_parts], parameters={"max_tokens": 100, "ignore_eos": True})
+            answers.append(over.get(timeout=30))
+            server.process.terminate()
+            while not answers[-1][0].get_response().parameters["triton_final_response"].bool_param:
+                answers.append(over.get(timeout=30))
+                assert answers[-1][1] is None, answers[-1][1]
+            client.stop_stream()
+        assert len(answers) > 50

@@ -70,6 +70,8 @@ pub struct Tokenizer {
     /// The bytes of all tokens, one after the other, and where each begins.
     bytes: Vec<u8>,
     starts: Vec<usize>,
+    /// The tokens that command rather than are text.
+    control: BTreeSet<u32>,
     /// The bytes of the longest token.
     longest: usize,
     begin: Option<u32>,
@@ -101,10 +103,13 @@ impl Tokenizer {
         let model = BPE::builder().vocab_and_merges(vocabulary, merges).build();
         let mut inner = tokenizers::Tokenizer::new(model.map_err(|error| unsupported(error.to_string()))?);
         inner.with_pre_tokenizer(Some(pre_tokenizer(metadata)?));
-        let (mut bytes, mut starts) = (Vec::new(), vec![0]);
+        let (mut bytes, mut starts, mut control) = (Vec::new(), vec![0], BTreeSet::new());
         let mut added = Vec::new();
-        for (id, token) in tokens.iter().enumerate() {
+        for ((id, token), number) in tokens.iter().enumerate().zip(0..) {
             let kind = type_of(id);
+            if kind == CONTROL {
+                control.insert(number);
+            }
             if kind == CONTROL || kind == USER_DEFINED {
                 added.push(AddedToken::from(*token, kind == CONTROL).normalized(false));
                 bytes.extend(token.as_bytes());
@@ -124,7 +129,7 @@ impl Tokenizer {
             return Err(unsupported(format!("it names a token `{unknown}`, and has `{count}` of them")));
         }
         let longest = starts.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
-        Ok(Self { inner, bytes, starts, longest, begin, end, turn_end })
+        Ok(Self { inner, bytes, starts, control, longest, begin, end, turn_end })
     }
 
     /// The most bytes that so many tokens stand for: a longer text has more of them.
@@ -157,9 +162,8 @@ impl Tokenizer {
     }
 
     /// The tokens that command rather than are text.
-    pub fn control(&self) -> BTreeSet<u32> {
-        let added = self.inner.get_added_tokens_decoder().into_iter();
-        added.filter(|(_, token)| token.special).map(|(id, _)| id).collect()
+    pub fn control(&self) -> &BTreeSet<u32> {
+        &self.control
     }
 
     /// The token that ends an answer.

@@ -4,12 +4,17 @@
 //! The names are OpenAI's, and vLLM's for what OpenAI does not have. What is not known is passed over, as
 //! both do; what is known and not done is an error, because an answer that ignores it would be a wrong one.
 
+mod grammar;
+
 use std::collections::BTreeMap;
 
 use quadrant_node::{Grammar, Message, Sampling};
 use quadrant_types::Error;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
+
+use self::grammar::{ResponseFormat, Structured, grammar};
 
 /// Answers to one request.
 const CHOICES_MAX: u32 = 16;
@@ -21,6 +26,22 @@ const TOP_MAX: u32 = 20;
 const BIASES_MAX: usize = 1_024;
 /// Tokens of a completion unless its client says otherwise.
 const COMPLETION_TOKENS: u32 = 16;
+
+/// What Triton's clients may also say as a text.
+const NUMBERS: [&str; 12] = [
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "max_tokens",
+    "n",
+    "seed",
+    "priority",
+    "ignore_eos",
+];
 
 /// What is asked for, checked as far as it can be without the model.
 #[derive(Debug)]
@@ -87,8 +108,9 @@ struct Body {
     guided_choice: Option<Vec<String>>,
     guided_grammar: Option<String>,
     structured_outputs: Option<Structured>,
-    tools: Option<Vec<Value>>,
-    priority: Option<u32>,
+    tools: Option<Vec<IgnoredAny>>,
+    functions: Option<Vec<IgnoredAny>>,
+    priority: Option<i64>,
     cache_salt: Option<String>,
 }
 
@@ -96,6 +118,7 @@ struct Body {
 pub(crate) struct Turn {
     role: String,
     content: Option<Content>,
+    tool_calls: Option<Vec<IgnoredAny>>,
 }
 
 #[derive(Deserialize)]
@@ -122,25 +145,6 @@ enum OneOrMore {
 struct StreamOptions {
     #[serde(default)]
     include_usage: bool,
-}
-
-#[derive(Deserialize)]
-struct ResponseFormat {
-    r#type: String,
-    json_schema: Option<JsonSchema>,
-}
-
-#[derive(Deserialize)]
-struct JsonSchema {
-    schema: Option<Value>,
-}
-
-#[derive(Deserialize)]
-struct Structured {
-    json: Option<Value>,
-    regex: Option<String>,
-    choice: Option<Vec<String>>,
-    grammar: Option<String>,
 }
 
 impl Asked {
@@ -176,6 +180,7 @@ impl Asked {
             Value::String(text) => Prompt::Text(text.clone()),
             Value::Array(items) => match &items[..] {
                 [Value::String(text)] => Prompt::Text(text.clone()),
+                [Value::Array(items)] => Prompt::Tokens(tokens(items)?),
                 items => Prompt::Tokens(tokens(items)?),
             },
             Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => {
@@ -189,6 +194,9 @@ impl Asked {
             }
             Some(_) => return Err(Error::invalid("`logprobs` must be a whole number")),
         };
+        if top.is_some() && body.echo == Some(true) {
+            return Err(Error::invalid("`echo` with `logprobs` is not done: prompts are not scored"));
+        }
         Self::of(body, prompt, top, Some(COMPLETION_TOKENS))
     }
 
@@ -203,6 +211,10 @@ impl Asked {
         if let Some(Value::Object(parameters)) = fields.remove("parameters") {
             fields.extend(parameters);
         }
+        fields
+            .iter_mut()
+            .filter(|(name, _)| NUMBERS.contains(&name.as_str()))
+            .for_each(|(_, value)| unquote(value));
         // The path names it.
         fields.insert("model".to_owned(), Value::String(String::new()));
         let body: Body = serde_json::from_value(Value::Object(fields))
@@ -228,7 +240,8 @@ impl Asked {
         if body.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()) {
             return Err(Error::invalid("`suffix` is not done: no model here fills text in"));
         }
-        if body.tools.as_ref().is_some_and(|tools| !tools.is_empty()) {
+        let calls = [&body.tools, &body.functions];
+        if calls.into_iter().flatten().any(|calls| !calls.is_empty()) {
             return Err(Error::invalid(
                 "`tools` are not done: put them into the prompt, and use `response_format`",
             ));
@@ -265,7 +278,11 @@ impl Asked {
             echo: body.echo.unwrap_or(false),
             stream: body.stream.unwrap_or(false),
             include_usage: body.stream_options.is_some_and(|options| options.include_usage),
-            priority: body.priority,
+            // Nought is the default, as it is Triton's and vLLM's, and the least number the most important.
+            priority: body
+                .priority
+                .filter(|priority| *priority != 0)
+                .map(|priority| u32::try_from(priority.max(1)).unwrap_or(u32::MAX)),
             cache_salt: body.cache_salt,
         })
     }
@@ -276,11 +293,23 @@ pub(crate) fn parsed<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Error>
         .map_err(|error| Error::invalid(format!("failed to parse the request JSON buffer: {error}")))
 }
 
+/// What a text says as a number, true or false.
+fn unquote(value: &mut Value) {
+    if let Value::String(text) = value
+        && let Ok(said @ (Value::Number(_) | Value::Bool(_))) = text.to_ascii_lowercase().parse()
+    {
+        *value = said;
+    }
+}
+
 fn must(name: &str) -> Error {
     Error::invalid(format!("you must provide a `{name}` parameter"))
 }
 
 pub(crate) fn message(turn: &Turn) -> Result<Message, Error> {
+    if turn.tool_calls.as_ref().is_some_and(|calls| !calls.is_empty()) {
+        return Err(Error::invalid("`tool_calls` are not done: put them into the message's text"));
+    }
     let content = match &turn.content {
         None => String::new(),
         Some(Content::Text(text)) => text.clone(),
@@ -335,45 +364,6 @@ fn stops(stop: OneOrMore) -> Result<Vec<String>, Error> {
     Ok(stops)
 }
 
-fn grammar(body: &Body) -> Result<Option<Grammar>, Error> {
-    let structured = body.structured_outputs.as_ref();
-    // A schema may also be the text of one.
-    let schema =
-        |value: &Value| Grammar::JsonSchema(value.as_str().map_or_else(|| value.to_string(), str::to_owned));
-    let format = match &body.response_format {
-        None => None,
-        Some(ResponseFormat { r#type, json_schema }) => match (&**r#type, json_schema) {
-            ("text", _) => None,
-            ("json_object", _) => Some(Grammar::JsonObject),
-            ("json_schema", Some(JsonSchema { schema: Some(value) })) => Some(schema(value)),
-            ("json_schema", _) => return Err(must("response_format.json_schema.schema")),
-            (other, _) => {
-                let other = other.escape_debug();
-                return Err(Error::invalid(format!(
-                    "`response_format` must be `text`, `json_object` or `json_schema`, not `{other}`"
-                )));
-            }
-        },
-    };
-    let json = body.guided_json.as_ref().or(structured.and_then(|said| said.json.as_ref()));
-    let regex = body.guided_regex.as_ref().or(structured.and_then(|said| said.regex.as_ref()));
-    let choice = body.guided_choice.as_ref().or(structured.and_then(|said| said.choice.as_ref()));
-    let lark = body.guided_grammar.as_ref().or(structured.and_then(|said| said.grammar.as_ref()));
-    let all = [
-        format,
-        json.map(schema),
-        regex.cloned().map(Grammar::Regex),
-        choice.cloned().map(Grammar::Choice),
-        lark.cloned().map(Grammar::Lark),
-    ];
-    let mut said = all.into_iter().flatten();
-    let grammar = said.next();
-    if said.next().is_some() {
-        return Err(Error::invalid("an answer can be held to one format or grammar only"));
-    }
-    Ok(grammar)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -412,6 +402,8 @@ mod tests {
             (",\"logprobs\":true,\"top_logprobs\":21", "at most `20`"),
             (",\"max_tokens\":0", "`max_tokens`"),
             (",\"tools\":[{}]", "`tools` are not done"),
+            (",\"functions\":[{}]", "`tools` are not done"),
+            (",\"structured_outputs\":{\"structural_tag\":\"a\"}", "unknown field `structural_tag`"),
             (",\"logit_bias\":{\"x\":1}", "`logit_bias`"),
             (",\"response_format\":{\"type\":\"xml\"}", "not `xml`"),
             (
@@ -425,5 +417,34 @@ mod tests {
         let picture = br#"{"model":"m","messages":[{"role":"user","content":[{"type":"image_url"}]}]}"#;
         assert!(Asked::chat(picture).unwrap_err().message.contains("not `image_url`"));
         assert!(Asked::completion(br#"{"model":"m"}"#).unwrap_err().message.contains("`prompt`"));
+    }
+
+    #[test]
+    fn what_others_say_in_other_ways_is_understood() {
+        let asked = |rest: &str| {
+            Asked::completion(format!("{{\"model\":\"m\",\"prompt\":\"a\"{rest}}}").as_bytes()).unwrap()
+        };
+        assert_eq!(
+            asked(",\"structured_outputs\":{\"json_object\":true}").grammar,
+            Some(Grammar::JsonObject)
+        );
+        for (priority, expect) in [(0, None), (-1, Some(1)), (7, Some(7)), (i64::MAX, Some(u32::MAX))] {
+            assert_eq!(asked(&format!(",\"priority\":{priority}")).priority, expect);
+        }
+        let nested = Asked::completion(br#"{"model":"m","prompt":[[1,2]]}"#).unwrap();
+        assert_eq!(nested.prompt, Prompt::Tokens(vec![1, 2]));
+        let several = Asked::completion(br#"{"model":"m","prompt":[[1],[2]]}"#).unwrap_err();
+        assert!(several.message.contains("several prompts are several requests"));
+        let scored = br#"{"model":"m","prompt":"a","echo":true,"logprobs":1}"#;
+        assert!(Asked::completion(scored).unwrap_err().message.contains("`echo` with `logprobs`"));
+        let calls = br#"{"model":"m","messages":[{"role":"assistant","tool_calls":[{}]}]}"#;
+        assert!(Asked::chat(calls).unwrap_err().message.contains("`tool_calls` are not done"));
+        let fields =
+            r#"{"text_input":"a","parameters":{"temperature":"0.5","ignore_eos":"True","max_tokens":"3"}}"#;
+        let triton = Asked::triton(serde_json::from_str(fields).unwrap(), false).unwrap();
+        assert_eq!(
+            (triton.sampling.temperature, triton.ignores_end, triton.tokens_max),
+            (0.5, true, Some(3))
+        );
     }
 }

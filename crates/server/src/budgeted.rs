@@ -4,6 +4,8 @@
 use bytes::Bytes;
 use quadrant_types::{AlignedBuffer, BudgetExhausted, Error, ErrorCode, IoBudget, Lease, Reason};
 
+use crate::heavy::HEAVY_BYTES;
+
 /// The first step of growth.
 const GROWTH_MIN: usize = 8 << 10;
 
@@ -72,6 +74,18 @@ pub(crate) fn copy_aligned(budget: &IoBudget, bytes: &[u8], aligned_at: usize) -
     let fits = buffer.extend(bytes);
     assert!(fits, "the buffer was made for these bytes");
     Ok(buffer.freeze(Some(lease)))
+}
+
+/// JSON that is kept as it comes may take so many times its bytes: `{"":0}` is the worst.
+const PARSED_TIMES: usize = 64;
+
+/// Room for what a long body is while it is read as JSON of any form.
+///
+/// # Errors
+/// The budget has none.
+pub(crate) fn room_to_parse(budget: &IoBudget, bytes: usize) -> Result<Option<Lease>, Error> {
+    let long = (bytes > HEAVY_BYTES).then(|| budget.lease(bytes.saturating_mul(PARSED_TIMES)));
+    long.transpose().map_err(|error| exhausted(&error))
 }
 
 /// What the client is told when the budget has no room.

@@ -115,7 +115,11 @@ pub(crate) fn prompt_of(
     let text = match prompt {
         Prompt::Text(text) => text.clone(),
         Prompt::Chat(messages) => {
-            let said = messages.iter().map(|message| message.content.len()).sum();
+            let said = messages.iter().map(|message| message.role.len() + message.content.len()).sum();
+            // Each message takes a few tokens at least, whatever it says.
+            if messages.len() > longest as usize {
+                return Err(too_long(format!("`{}` messages, which are more", messages.len())));
+            }
             if said > bytes_max {
                 return Err(more(said));
             }

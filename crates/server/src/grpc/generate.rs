@@ -52,6 +52,9 @@ struct Head {
     id: String,
 }
 
+/// Bytes of `sampling_parameters`: they may hold a schema.
+const PARAMETERS_MAX: usize = 1 << 20;
+
 /// Reads a request for a model that generates, and holds it against the model. It may take a while.
 ///
 /// # Errors
@@ -83,7 +86,13 @@ pub(crate) fn prepare(
         match &*input.name {
             "text_input" => drop(fields.insert(input.name.clone(), Value::String(text(&input.name, given)?))),
             "sampling_parameters" => {
-                let object = serde_json::from_str::<Map<String, Value>>(&text(&input.name, given)?);
+                let said = text(&input.name, given)?;
+                if said.len() > PARAMETERS_MAX {
+                    return Err(Error::invalid(format!(
+                        "input 'sampling_parameters' has more than `{PARAMETERS_MAX}` bytes"
+                    )));
+                }
+                let object = serde_json::from_str::<Map<String, Value>>(&said);
                 fields.extend(object.map_err(|error| {
                     Error::invalid(format!("input 'sampling_parameters' is not a JSON object: {error}"))
                 })?);

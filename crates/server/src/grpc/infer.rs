@@ -134,22 +134,23 @@ enum Answer {
 fn merged(
     answers: impl Stream<Item = Result<Answer, Error>> + Send + 'static,
 ) -> impl Stream<Item = Result<Ranges, Error>> + Send {
-    let state = Some((Box::pin(answers), SelectAll::<Answers>::new(), false));
+    // What ended the stream of requests is said when all that it had accepted are answered.
+    let state = Some((Box::pin(answers), SelectAll::<Answers>::new(), None));
     stream::unfold(state, |state| async {
-        let (mut answers, mut many, mut is_over) = state?;
+        let (mut answers, mut many, mut over) = state?;
         loop {
             tokio::select! {
-                next = answers.next(), if !is_over && many.len() < STREAM_REQUESTS_MAX => match next {
-                    Some(Ok(Answer::One(one))) => return Some((Ok(one), Some((answers, many, is_over)))),
+                next = answers.next(), if over.is_none() && many.len() < STREAM_REQUESTS_MAX => match next {
+                    Some(Ok(Answer::One(one))) => return Some((Ok(one), Some((answers, many, over)))),
                     Some(Ok(Answer::Many(parts))) => many.push(parts),
-                    Some(Err(error)) => return Some((Err(error), None)),
-                    None => is_over = true,
+                    Some(Err(error)) => over = Some(Err(error)),
+                    None => over = Some(Ok(())),
                 },
                 // Those that are over stay in the set until it is asked once more.
                 next = many.next(), if !many.is_empty() => if let Some(part) = next {
-                    return Some((Ok(part), Some((answers, many, is_over))));
+                    return Some((Ok(part), Some((answers, many, over))));
                 },
-                else => return None,
+                else => return over?.err().map(|error| (Err(error), None)),
             }
         }
     })

@@ -21,6 +21,7 @@ use super::told;
 use crate::Shared;
 use crate::access::Caller;
 use crate::asked::{Asked, parsed};
+use crate::budgeted::room_to_parse;
 use crate::generation::{Prepared, pace, prepare};
 use crate::heavy::HEAVY_BYTES;
 use crate::http::body::{self, RequestReader};
@@ -65,11 +66,15 @@ pub(crate) async fn respond(
     let asked = match body::read(shared, headers, body, 0).await {
         Ok(bytes) => {
             let length = bytes.len();
-            let parse = move || match form {
-                Form::Chat => Asked::chat(&bytes),
-                Form::Completion => Asked::completion(&bytes),
-                Form::Triton | Form::TritonStream => {
-                    Asked::triton(parsed(&bytes)?, form == Form::TritonStream)
+            let state = Arc::clone(shared);
+            let parse = move || {
+                let _room = room_to_parse(&state.budget, bytes.len())?;
+                match form {
+                    Form::Chat => Asked::chat(&bytes),
+                    Form::Completion => Asked::completion(&bytes),
+                    Form::Triton | Form::TritonStream => {
+                        Asked::triton(parsed(&bytes)?, form == Form::TritonStream)
+                    }
                 }
             };
             shared.heavy.run(length > HEAVY_BYTES, parse).await.map(|asked| (asked, length))

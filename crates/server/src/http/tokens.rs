@@ -10,6 +10,7 @@ use serde_json::json;
 use crate::Shared;
 use crate::access::Caller;
 use crate::asked::{Prompt, Turn, message, parsed};
+use crate::budgeted::room_to_parse;
 use crate::generation::{context_of, prompt_of};
 use crate::http::body::{self, RequestReader};
 use crate::http::segments::Segments;
@@ -44,6 +45,7 @@ pub(crate) async fn answer(
     let bytes = body::read(shared, headers, body, 0).await?;
     let (state, caller) = (Arc::clone(shared), caller.clone());
     let work = move || {
+        let _room = room_to_parse(&state.budget, bytes.len())?;
         let asked: Body = parsed(&bytes)?;
         caller.may_use(&state, &asked.model)?;
         let entry = state.handle.find(&asked.model, None)?;
