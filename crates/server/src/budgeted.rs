@@ -76,16 +76,21 @@ pub(crate) fn copy_aligned(budget: &IoBudget, bytes: &[u8], aligned_at: usize) -
     Ok(buffer.freeze(Some(lease)))
 }
 
-/// JSON that is kept as it comes may take so many times its bytes: `{"":0}` is the worst.
-const PARSED_TIMES: usize = 64;
+/// Bytes that a value, a list or an object takes at most when JSON is kept as it comes.
+const VALUE_BYTES: usize = 256;
 
-/// Room for what a long body is while it is read as JSON of any form.
+/// Room for what a long body is while it is read as JSON of any form: each value but the first comes after one
+/// of these characters.
 ///
 /// # Errors
 /// The budget has none.
-pub(crate) fn room_to_parse(budget: &IoBudget, bytes: usize) -> Result<Option<Lease>, Error> {
-    let long = (bytes > HEAVY_BYTES).then(|| budget.lease(bytes.saturating_mul(PARSED_TIMES)));
-    long.transpose().map_err(|error| exhausted(&error))
+pub(crate) fn room_to_parse(budget: &IoBudget, body: &[u8]) -> Result<Option<Lease>, Error> {
+    if body.len() <= HEAVY_BYTES {
+        return Ok(None);
+    }
+    let values = body.iter().filter(|byte| matches!(byte, b',' | b'[' | b'{')).count();
+    let lease = budget.lease(body.len().saturating_add(values.saturating_mul(VALUE_BYTES)));
+    lease.map(Some).map_err(|error| exhausted(&error))
 }
 
 /// What the client is told when the budget has no room.
@@ -121,6 +126,18 @@ mod tests {
         let error = (0..64).find_map(|_| second.extend(&[7; 1 << 10]).err()).unwrap();
         assert_eq!(error.code, ErrorCode::ResourceExhausted);
         drop((bytes, second));
+        assert_eq!(budget.held(), 0);
+    }
+
+    #[test]
+    fn json_is_read_where_there_is_room_for_its_values() {
+        let budget = IoBudget::new(32 << 20);
+        let held = |body: &[u8]| room_to_parse(&budget, body).map(|_lease| budget.held());
+        assert_eq!(held(b"[0,0,0]").unwrap(), 0, "what is short needs no room");
+        let text = format!("\"{}\"", "a".repeat(8 << 20));
+        assert_eq!(held(text.as_bytes()).unwrap(), text.len());
+        let objects = "{\"\":0},".repeat(1 << 20);
+        assert_eq!(held(objects.as_bytes()).unwrap_err().code, ErrorCode::ResourceExhausted);
         assert_eq!(budget.held(), 0);
     }
 }

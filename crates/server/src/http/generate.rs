@@ -68,7 +68,7 @@ pub(crate) async fn respond(
             let length = bytes.len();
             let state = Arc::clone(shared);
             let parse = move || {
-                let _room = room_to_parse(&state.budget, bytes.len())?;
+                let _room = room_to_parse(&state.budget, &bytes)?;
                 match form {
                     Form::Chat => Asked::chat(&bytes),
                     Form::Completion => Asked::completion(&bytes),

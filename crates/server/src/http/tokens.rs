@@ -45,7 +45,7 @@ pub(crate) async fn answer(
     let bytes = body::read(shared, headers, body, 0).await?;
     let (state, caller) = (Arc::clone(shared), caller.clone());
     let work = move || {
-        let _room = room_to_parse(&state.budget, bytes.len())?;
+        let _room = room_to_parse(&state.budget, &bytes)?;
         let asked: Body = parsed(&bytes)?;
         caller.may_use(&state, &asked.model)?;
         let entry = state.handle.find(&asked.model, None)?;
