@@ -2,17 +2,20 @@
 
 import json
 import queue
+import struct
 import subprocess
 import threading
 import time
 import urllib.error
 import urllib.request
 
+import grpc as raw_grpc
 import numpy as np
 import openai
 import pytest
 import tritonclient.grpc as grpc
 from server import BINARY, Server, identity
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 COLORS = [{"role": "user", "content": "Name three colors."}]
@@ -388,3 +391,18 @@ def test_streams_of_grpc_are_answered_when_the_server_ends(assets):
                 assert answers[-1][1] is None, answers[-1][1]
             client.stop_stream()
         assert len(answers) > 50
+
+
+def test_an_error_of_a_stream_says_whose_it_is(server):
+    request = service_pb2.ModelInferRequest(model_name="smollm2", id="c")
+    request.inputs.add(name="text_input", datatype="BYTES", shape=[1])
+    request.raw_input_contents.append(struct.pack("<I", 0))
+    with raw_grpc.insecure_channel(server.grpc) as channel:
+        [answer] = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(iter([request]))
+    assert "the prompt is empty" in answer.error_message and answer.infer_response.id == "c"
+
+
+def test_parts_of_characters_have_names_of_their_own(client):
+    answer = complete(client, prompt="\U0001f642\U0001f642\U0001f642", max_tokens=3, logprobs=5)
+    for token, top in zip(answer.choices[0].logprobs.tokens, answer.choices[0].logprobs.top_logprobs):
+        assert token in top and 5 <= len(top) <= 6 and not any("\ufffd" in name for name in top)

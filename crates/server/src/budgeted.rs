@@ -79,8 +79,8 @@ pub(crate) fn copy_aligned(budget: &IoBudget, bytes: &[u8], aligned_at: usize) -
 /// Bytes that a value, a list or an object takes at most when JSON is kept as it comes.
 const VALUE_BYTES: usize = 256;
 
-/// Room for what a long body is while it is read as JSON of any form: each value but the first comes after one
-/// of these characters.
+/// Room for what a long body is while it is read as JSON of any form: each value but the first comes after
+/// one of these characters.
 ///
 /// # Errors
 /// The budget has none.

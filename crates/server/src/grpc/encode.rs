@@ -116,10 +116,16 @@ fn push_key(out: &mut Vec<u8>, field: u8, length: usize) {
     encode_varint(length as u64, out);
 }
 
-/// A stream's message that says what was wrong with a request.
-pub(crate) fn failure(error: &Error) -> Ranges {
+/// A stream's message that says what was wrong with the request that has this id.
+pub(crate) fn failure(id: &str, error: &Error) -> Ranges {
     let mut out = vec![0; HEAD_BYTES];
     push_text(&mut out, 1, &errors::bounded_message(&error.message));
+    let mut response = Vec::new();
+    push_text(&mut response, 3, id);
+    if !response.is_empty() {
+        push_key(&mut out, 2, response.len());
+        out.extend_from_slice(&response);
+    }
     finish(&mut out, 0);
     [out.into()].into()
 }

@@ -49,22 +49,22 @@ pub(crate) async fn unary(
     };
     let answered = match (received, Terms::from_headers(shared, headers, caller.tenant())) {
         (Ok(message), Ok(terms)) => match prepared(shared, message, caller, (terms, None)).await {
-            Ok((Prepared::Once(prepared), model)) => {
-                infer::run(shared, prepared).await.map_err(|error| (model, error))
+            Ok((Prepared::Once(prepared), of)) => {
+                infer::run(shared, prepared).await.map_err(|error| (of, error))
             }
-            Ok((Prepared::Many(_), model)) => {
-                Err((model, Error::new(ErrorCode::Internal, "no stream was asked for")))
+            Ok((Prepared::Many(_), of)) => {
+                Err((of, Error::new(ErrorCode::Internal, "no stream was asked for")))
             }
             Err(failed) => Err(failed),
         },
-        (Err(error), _) | (_, Err(error)) => Err((String::new(), error)),
+        (Err(error), _) | (_, Err(error)) => Err((Of::default(), error)),
     };
     let (model, result) = match answered {
         Ok(answer) => (
             answer.model.spec.name.to_string(),
             encoded(&answer).map(|ranges| (ranges, answer.timing, answer.request)),
         ),
-        Err((model, error)) => (model, Err(error)),
+        Err((of, error)) => (of.model, Err(error)),
     };
     let request_id = || headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default();
     let (response, code) = match result {
@@ -165,26 +165,35 @@ async fn streamed(
 ) -> Result<Answer, Error> {
     let terms = terms.after(shared.handle.now().since(opened));
     let pace = Pace { timeout: terms.timeout, ..pace };
-    let answered = match Caller::of(shared, headers) {
+    let (of, answered) = match Caller::of(shared, headers) {
         Ok(caller) => {
             let terms = Terms { tenant: caller.tenant(), ..terms };
             match prepared(shared, message, &caller, (terms, Some(pace))).await {
-                Ok((Prepared::Once(prepared), _)) => {
+                Ok((Prepared::Once(prepared), of)) => {
                     let answer = infer::run(shared, prepared).await;
-                    answer.and_then(|answer| encoded_in_stream(&answer)).map(Answer::One)
+                    (of, answer.and_then(|answer| encoded_in_stream(&answer)).map(Answer::One))
                 }
-                Ok((Prepared::Many(asked), _)) => generate::answers(shared, asked).await.map(Answer::Many),
-                Err((_, error)) => Err(error),
+                Ok((Prepared::Many(asked), of)) => {
+                    (of, generate::answers(shared, asked).await.map(Answer::Many))
+                }
+                Err((of, error)) => (of, Err(error)),
             }
         }
-        Err(error) => Err(error),
+        Err(error) => (Of::default(), Err(error)),
     };
     let error = match answered {
         Ok(answer) => return Ok(answer),
         Err(error) => error,
     };
-    events::failed(Port::Grpc, "", "", &error);
-    Ok(Answer::One(failure(&error)))
+    events::failed(Port::Grpc, &of.model, &of.id, &error);
+    Ok(Answer::One(failure(&of.id, &error)))
+}
+
+/// Whose an answer or an error is: the model's name, and what the client calls the request.
+#[derive(Default)]
+struct Of {
+    model: String,
+    id: String,
 }
 
 /// A request that fits its model.
@@ -194,15 +203,15 @@ enum Prepared {
 }
 
 /// Decodes and checks one request, which may only be answered in parts if there is a pace for them. Both it
-/// and an error come with the model's name.
+/// and an error say whose they are.
 async fn prepared(
     shared: &Arc<Shared>,
     message: Bytes,
     caller: &Caller,
     (terms, pace): (Terms, Option<Pace>),
-) -> Result<(Prepared, String), (String, Error)> {
+) -> Result<(Prepared, Of), (Of, Error)> {
     let arrived = shared.handle.now();
-    let unnamed = |error| (String::new(), error);
+    let unnamed = |error| (Of::default(), error);
     let needed = weight::decoding_bytes(&message).map_err(unnamed)?;
     let lease = shared.budget.lease(needed).map_err(|error| unnamed(exhausted(&error)))?;
     let is_heavy = needed > HEAVY_BYTES;
@@ -212,17 +221,17 @@ async fn prepared(
         let allowed = caller.may_use(&there, &request.model_name);
         let found =
             allowed.and_then(|()| inspect::find(&there.handle, &request.model_name, &request.model_version));
+        let of = Of { model: request.model_name.clone(), id: request.id.clone() };
         let entry = match found {
             Ok(entry) => entry,
-            Err(error) => return Ok((Err(error), request.model_name)),
+            Err(error) => return Ok((Err(error), of)),
         };
-        let model = request.model_name.clone();
         Ok(match pace.filter(|_| entry.language.is_some()) {
-            Some(pace) => (Ok(Decoded::Generates(entry, Box::new(request), pace, lease)), model),
-            None => (prepare(&there, &entry, &request, (arrived, terms)).map(Decoded::Once), model),
+            Some(pace) => (Ok(Decoded::Generates(entry, Box::new(request), pace, lease)), of),
+            None => (prepare(&there, &entry, &request, (arrived, terms)).map(Decoded::Once), of),
         })
     };
-    let (decoded, model) = shared.heavy.run(is_heavy, work).await.map_err(unnamed)?;
+    let (decoded, of) = shared.heavy.run(is_heavy, work).await.map_err(unnamed)?;
     let prepared = match decoded {
         Ok(Decoded::Once(prepared)) => Ok(Prepared::Once(prepared)),
         Ok(Decoded::Generates(entry, request, pace, lease)) => {
@@ -238,8 +247,8 @@ async fn prepared(
         Err(error) => Err(error),
     };
     match prepared {
-        Ok(prepared) => Ok((prepared, model)),
-        Err(error) => Err((model, error)),
+        Ok(prepared) => Ok((prepared, of)),
+        Err(error) => Err((of, error)),
     }
 }
 

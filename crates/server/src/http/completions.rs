@@ -151,9 +151,9 @@ impl Form {
         if likely.is_empty() {
             return Value::Null;
         }
-        let text = |token: u32| String::from_utf8_lossy(tokenizer.bytes(token)).into_owned();
         match self {
             Self::Chat => {
+                let text = |token: u32| String::from_utf8_lossy(tokenizer.bytes(token)).into_owned();
                 let one = |token: u32, logprob: f32| {
                     let (text, bytes) = (text(token), tokenizer.bytes(token));
                     json!({"token": text, "logprob": finite(logprob), "bytes": bytes})
@@ -167,15 +167,30 @@ impl Form {
                 json!({"content": content.collect::<Vec<_>>()})
             }
             Self::Completion | Self::Triton | Self::TritonStream => {
-                let top = |likely: &Likely| {
-                    let top =
-                        likely.top.iter().map(|(token, logprob)| (text(*token), finite(*logprob).into()));
-                    Value::Object(top.collect::<Map<_, _>>())
+                // By its name, which must tell parts of characters apart, as OpenAI writes them.
+                let name = |token: u32| {
+                    let bytes = tokenizer.bytes(token);
+                    std::str::from_utf8(bytes).map_or_else(
+                        |_| {
+                            bytes
+                                .iter()
+                                .fold("bytes:".to_owned(), |name, byte| name + &format!("\\x{byte:02x}"))
+                        },
+                        str::to_owned,
+                    )
+                };
+                let top = |(token, likely): &(u32, &Likely)| {
+                    // The chosen one is among them, however unlikely.
+                    let mut top = Map::new();
+                    for (token, logprob) in likely.top.iter().copied().chain([(*token, likely.chosen)]) {
+                        top.entry(name(token)).or_insert_with(|| finite(logprob).into());
+                    }
+                    Value::Object(top)
                 };
                 json!({
-                    "tokens": likely.iter().map(|(token, _)| text(*token)).collect::<Vec<_>>(),
+                    "tokens": likely.iter().map(|(token, _)| name(*token)).collect::<Vec<_>>(),
                     "token_logprobs": likely.iter().map(|(_, likely)| finite(likely.chosen)).collect::<Vec<_>>(),
-                    "top_logprobs": likely.iter().map(|(_, likely)| top(likely)).collect::<Vec<_>>(),
+                    "top_logprobs": likely.iter().map(top).collect::<Vec<_>>(),
                 })
             }
         }
