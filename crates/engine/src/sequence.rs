@@ -117,10 +117,7 @@ impl State {
         let mut text = String::new();
         let mut finish = if is_end { Some(Finish::Stop) } else { None };
         if !is_end {
-            let tokenizer = &self.language.tokenizer;
-            // What commands is no text, even where it does not end an answer.
-            let is_text = !tokenizer.control().contains(&token);
-            let piece = self.text.push(if is_text { tokenizer.bytes(token) } else { &[] });
+            let piece = self.text.push(self.language.tokenizer.text(token));
             text = piece.text;
             if piece.stopped || chosen.over {
                 finish = Some(Finish::Stop);

@@ -100,9 +100,8 @@ impl ConstraintVocabulary {
     /// If no token ends a text, or the tokens are too many or too long.
     pub fn new(tokenizer: &Tokenizer) -> Result<Self, String> {
         let end = tokenizer.end().ok_or("the model has no token that ends a text")?;
-        let control = tokenizer.control();
         let ids = (0_u32..).take(tokenizer.token_count());
-        let texts = ids.map(|id| if control.contains(&id) { &[][..] } else { tokenizer.bytes(id) });
+        let texts = ids.map(|id| tokenizer.text(id));
         Self::of_bytes(texts, end)
     }
 

@@ -105,10 +105,10 @@ impl Tokenizer {
         inner.with_pre_tokenizer(Some(pre_tokenizer(metadata)?));
         let (mut bytes, mut starts, mut control) = (Vec::new(), vec![0], BTreeSet::new());
         let mut added = Vec::new();
-        for ((id, token), number) in tokens.iter().enumerate().zip(0..) {
-            let kind = type_of(id);
+        for (token, id) in tokens.iter().zip(0_u32..) {
+            let kind = type_of(id as usize);
             if kind == CONTROL {
-                control.insert(number);
+                control.insert(id);
             }
             if kind == CONTROL || kind == USER_DEFINED {
                 added.push(AddedToken::from(*token, kind == CONTROL).normalized(false));
@@ -123,8 +123,8 @@ impl Tokenizer {
         let begin = if begin { Some(metadata.u32("tokenizer.ggml.bos_token_id")?) } else { None };
         let end = optional(metadata.u32("tokenizer.ggml.eos_token_id"))?;
         let turn_end = optional(metadata.u32("tokenizer.ggml.eot_token_id"))?;
-        let named = [begin, end, turn_end].into_iter().flatten();
-        if let Some(unknown) = named.into_iter().find(|token| *token as usize >= tokens.len()) {
+        let mut named = [begin, end, turn_end].into_iter().flatten();
+        if let Some(unknown) = named.find(|token| *token as usize >= tokens.len()) {
             let count = tokens.len();
             return Err(unsupported(format!("it names a token `{unknown}`, and has `{count}` of them")));
         }
@@ -161,9 +161,9 @@ impl Tokenizer {
         self.starts.len() - 1
     }
 
-    /// The tokens that command rather than are text.
-    pub fn control(&self) -> &BTreeSet<u32> {
-        &self.control
+    /// What a token adds to a text: its bytes, and nothing if it commands.
+    pub fn text(&self, token: u32) -> &[u8] {
+        if self.control.contains(&token) { &[] } else { self.bytes(token) }
     }
 
     /// The token that ends an answer.

@@ -146,7 +146,7 @@ impl Policy {
                 continue;
             }
             let sequence = &self.sequences[&key.id];
-            let need = iteration.terms.pages_of(sequence.length) - sequence.pages.len();
+            let need = sequence.pages_missing(&iteration.terms);
             while need > iteration.free && end - 1 > at {
                 end -= 1;
                 iteration.free += self.own_pages(iteration.queue, order[end].id);

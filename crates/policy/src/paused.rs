@@ -64,10 +64,7 @@ impl Policy {
     fn pages_wanting(&self, model: ModelId) -> usize {
         let Some(queue) = self.models.get(&model) else { return 0 };
         let (Some(terms), Some(pages)) = (&queue.terms.sequences, &queue.pages) else { return 0 };
-        let need = |id: &RequestId| {
-            let sequence = &self.sequences[id];
-            terms.pages_of(sequence.length).saturating_sub(sequence.pages.len())
-        };
+        let need = |id: &RequestId| self.sequences[id].pages_missing(terms);
         let begun: usize = queue.begun.values().map(|key| need(&key.id)).sum();
         let begins = |id: &RequestId| !self.sequences[id].has_begun();
         let first = queue.waiting.keys().take(BATCH_SCAN_MAX).map(|key| key.id).find(begins);

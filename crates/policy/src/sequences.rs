@@ -52,6 +52,11 @@ impl Sequence {
         self.length - self.done
     }
 
+    /// Pages that it needs for its next token beyond those that it has.
+    pub(crate) fn pages_missing(&self, terms: &SequenceTerms) -> usize {
+        terms.pages_of(self.length) - self.pages.len()
+    }
+
     pub(crate) fn has_begun(&self) -> bool {
         !self.pages.is_empty()
     }

@@ -50,8 +50,11 @@ pub(super) fn measure(args: &MeasureArgs) -> Result<()> {
                 _ => llama_server(&llama, &models, settings)?,
             };
             let search = |seconds: f64, step| highest((&server, name), (seconds, seed), step);
-            let short = TRIED_S.min(args.trace_seconds);
-            let start = at[side].map_or_else(|| search(short, TRIED_STEP).map(|found| found.0), Ok)?;
+            let start = match at[side] {
+                Some(step) => step,
+                None if args.trace_seconds > TRIED_S => search(TRIED_S, TRIED_STEP)?.0,
+                None => TRIED_STEP,
+            };
             let (step, report) = search(args.trace_seconds, start)?;
             at[side] = Some(step);
             rate[side] = report.offered_per_second.context("an open loop")?;

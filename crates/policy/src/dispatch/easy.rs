@@ -66,9 +66,7 @@ impl Policy {
                     passed_over.insert(self.group_of(id));
                 }
                 Err(not_now) => {
-                    if !matches!(not_now, NotNow::Nothing) {
-                        held = held.union(self.cores_to_keep(model));
-                    }
+                    held = held.union(self.cores_to_keep(model, &not_now));
                     passed_over.insert(self.group_of(id));
                 }
             }

@@ -69,13 +69,9 @@ impl Policy {
                 Ok(placed) => placed,
                 Err(not_now) => {
                     passed_over += 1;
-                    match not_now {
-                        NotNow::Nothing => {}
-                        NotNow::NoLane => kept = kept.union(self.cores_to_keep(model)),
-                        NotNow::WaitsUntil(time) => {
-                            kept = kept.union(self.cores_to_keep(model));
-                            self.note_ripe(time);
-                        }
+                    kept = kept.union(self.cores_to_keep(model, &not_now));
+                    if let NotNow::WaitsUntil(time) = not_now {
+                        self.note_ripe(time);
                     }
                     continue;
                 }
@@ -93,9 +89,9 @@ impl Policy {
 
     /// A step that needs several cores would never find them free together if narrower ones behind it took
     /// each as it comes.
-    pub(super) fn cores_to_keep(&self, model: ModelId) -> CoreSet {
+    pub(super) fn cores_to_keep(&self, model: ModelId, not_now: &NotNow) -> CoreSet {
         let terms = &self.models[&model].terms;
-        if !self.is_wide_only(terms) {
+        if matches!(not_now, NotNow::Nothing) || !self.is_wide_only(terms) {
             return CoreSet::EMPTY;
         }
         let stuck = self.stuck_cores();

@@ -167,18 +167,7 @@ impl Form {
                 json!({"content": content.collect::<Vec<_>>()})
             }
             Self::Completion | Self::Triton | Self::TritonStream => {
-                // By its name, which must tell parts of characters apart, as OpenAI writes them.
-                let name = |token: u32| {
-                    let bytes = tokenizer.bytes(token);
-                    std::str::from_utf8(bytes).map_or_else(
-                        |_| {
-                            bytes
-                                .iter()
-                                .fold("bytes:".to_owned(), |name, byte| name + &format!("\\x{byte:02x}"))
-                        },
-                        str::to_owned,
-                    )
-                };
+                let name = |token: u32| name(tokenizer.bytes(token));
                 let top = |(token, likely): &(u32, &Likely)| {
                     // The chosen one is among them, however unlikely.
                     let mut top = Map::new();
@@ -194,6 +183,14 @@ impl Form {
                 })
             }
         }
+    }
+}
+
+/// A token's name among others, which tells parts of characters apart as OpenAI writes them.
+fn name(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => bytes.iter().fold("bytes:".to_owned(), |name, byte| name + &format!("\\x{byte:02x}")),
     }
 }
 
